@@ -1,0 +1,113 @@
+"""The image grid and the latent grid: padding, cutting, masks, and computing a large picture tile by tile.
+
+A latent cell stands for `factor` x `factor` pixels. An image whose sides are not multiples of `factor` is padded right
+and below by repeating its last column and row, so that no pixel is lost; the padding is cut off after decoding.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def latent_size(height: int, width: int, factor: int) -> tuple[int, int]:
+    """Size (h, w) of the latent grid of a picture of `height` x `width` pixels: each side divided by f, rounded up."""
+    return -(-height // factor), -(-width // factor)
+
+
+def pad_to_multiple(images: Tensor, factor: int) -> Tensor:
+    """Pads [B, ch, H, W] right and below to multiples of `factor` by edge replication; differentiable.
+
+    Returns:
+        [B, ch, h * factor, w * factor] with (h, w) = :func:`latent_size`; the input itself when nothing is missing.
+    """
+    height, width = images.shape[-2:]
+    right, below = -width % factor, -height % factor
+    if right == 0 and below == 0:
+        return images
+    return F.pad(images, (0, right, 0, below), mode="replicate")
+
+
+def unpad(images: Tensor, height: int, width: int) -> Tensor:
+    """Cuts [..., H', W'] to its upper left [..., height, width]: the inverse of :func:`pad_to_multiple`."""
+    return images[..., :height, :width]
+
+
+def downsample_mask(mask: Tensor, factor: int) -> Tensor:
+    """Brings a pixel mask to the latent grid, conservatively.
+
+    Args:
+        mask: [H, W], true (or non-zero) where a pixel counts.
+        factor: pixels per latent cell and axis.
+
+    Returns:
+        [h, w] bool, true where *all* pixels of the cell count. The cells at the right and lower edge that reach beyond
+        the image are judged by the pixels that exist.
+    """
+    if mask.ndim != 2:
+        raise ValueError(f"mask must be [H, W], got {tuple(mask.shape)}")
+    height, width = mask.shape
+    excluded = (mask == 0).to(torch.float32)
+    excluded = F.pad(excluded, (0, -width % factor, 0, -height % factor))
+    return F.max_pool2d(excluded[None, None], factor)[0, 0] == 0
+
+
+def _tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """First cells of tiles of equal size that cover [0, length) and overlap by at least `overlap` cells."""
+    if length <= tile:
+        return [0]
+    count = -(-(length - overlap) // (tile - overlap))
+    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+
+
+def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
+    """[length] blending weight: rises over `overlap` samples from either end to 1, never 0."""
+    distance_to_end = torch.arange(length, device=like.device, dtype=like.dtype) + 0.5
+    return torch.minimum(distance_to_end, distance_to_end.flip(0)).div(max(overlap, 0.5)).clamp(max=1.0)
+
+
+def apply_tiled(
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    tile: int,
+    overlap: int,
+    in_samples: int,
+    out_samples: int,
+) -> Tensor:
+    """Applies a fully convolutional `function` to overlapping tiles and blends the results linearly.
+
+    Bounds the memory of encoding and decoding by the size of a tile. Where one tile alone covers a sample, its value
+    is exactly the tile's. Unlike the tiling built into diffusers' AutoencoderTiny, which assumes 4 latent channels and
+    a factor of 8, it works for any number of channels and any factor, and gradients pass through.
+
+    Args:
+        function: maps [B, c, n * in_samples, m * in_samples] to [B, c', n * out_samples, m * out_samples].
+        x: [B, c, h * in_samples, w * in_samples].
+        tile: side of a tile in latent cells.
+        overlap: least overlap of neighbouring tiles in latent cells, smaller than `tile`.
+        in_samples: samples of `x` per latent cell and axis (the spatial factor to encode, 1 to decode).
+        out_samples: samples of the result per latent cell and axis (1 to encode, the spatial factor to decode).
+
+    Returns:
+        [B, c', h * out_samples, w * out_samples].
+    """
+    height, width = x.shape[-2] // in_samples, x.shape[-1] // in_samples
+    if height <= tile and width <= tile:
+        return function(x)
+    result = total_weight = None
+    for top in _tile_starts(height, tile, overlap):
+        for left in _tile_starts(width, tile, overlap):
+            bottom, right = min(top + tile, height), min(left + tile, width)
+            part = function(x[..., top * in_samples : bottom * in_samples, left * in_samples : right * in_samples])
+            if result is None or total_weight is None:
+                result = part.new_zeros(*part.shape[:2], height * out_samples, width * out_samples)
+                total_weight = part.new_zeros(height * out_samples, width * out_samples)
+            rows = slice(top * out_samples, bottom * out_samples)
+            columns = slice(left * out_samples, right * out_samples)
+            ramps = [_ramp(n, overlap * out_samples, part) for n in part.shape[-2:]]
+            weight = ramps[0][:, None] * ramps[1]
+            result[..., rows, columns] += weight * part
+            total_weight[rows, columns] += weight
+    assert result is not None and total_weight is not None  # there is at least one tile
+    return result / total_weight

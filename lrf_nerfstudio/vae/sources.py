@@ -1,0 +1,143 @@
+"""Finds and loads the autoencoder that a source string names."""
+
+import importlib.resources
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+
+from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.vae.ldm import load_ldm
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
+
+CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_LDM_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+_HUB_FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "*.safetensors.index.json")
+
+
+def asset_names() -> list[str]:
+    """Names of the autoencoders that are part of the package."""
+    assets = importlib.resources.files("lrf_nerfstudio") / "assets"
+    return sorted(entry.name for entry in assets.iterdir() if (entry / "config.json").is_file())
+
+
+def _kinds() -> str:
+    return (
+        f"a name in the package ({', '.join(asset_names())}), a folder in diffusers format, a .ckpt or .safetensors "
+        "file in latent-diffusion layout, or a Hugging Face id such as stabilityai/sd-vae-ft-mse"
+    )
+
+
+def load_autoencoder(source: str) -> "Autoencoder":
+    """Loads the autoencoder named by `source`, in float32 whatever precision it is stored in.
+
+    Args:
+        source: see :class:`lrf_nerfstudio.vae.VAEConfig`; tried as a name in the package, a path, a Hugging Face id.
+
+    Raises:
+        UserError: nothing found, the hub is out of reach, or what was found is damaged, unsafe or no such autoencoder.
+    """
+    if source in asset_names():
+        with importlib.resources.as_file(importlib.resources.files("lrf_nerfstudio") / "assets" / source) as folder:
+            return _load_folder(folder)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _load_folder(path)
+    if path.is_file():
+        if path.suffix not in _LDM_SUFFIXES:
+            raise UserError(f"{path} (--pipeline.vae.source) is no file of weights; the source must be {_kinds()}.")
+        return load_ldm(path)
+    if _HUB_ID.fullmatch(source):
+        return _load_folder(_hub_folder(source))
+    raise UserError(f"--pipeline.vae.source {source!r} was not found; it must be {_kinds()}.")
+
+
+def _hub_folder(repository: str) -> Path:
+    """Local folder of a Hugging Face repository's autoencoder, from the local cache if it is there, else downloaded."""
+    from huggingface_hub import snapshot_download
+
+    patterns = [*_HUB_FILES, *(f"vae/{name}" for name in _HUB_FILES)]
+    for local_only in (True, False):
+        try:
+            folder = snapshot_download(
+                repository,
+                allow_patterns=patterns,
+                ignore_patterns=["*.fp16.*", "*.non_ema.*"],
+                local_files_only=local_only,
+            )
+        except Exception as error:  # the hub client raises its own, its HTTP library's and the system's
+            if local_only:
+                continue
+            raise UserError(
+                f"The VAE {repository!r} (--pipeline.vae.source) is neither on this machine nor could it be fetched "
+                f"from Hugging Face: {_first_line(error)}. Give {_kinds()}."
+            ) from error
+        if any(Path(folder).glob("**/*.safetensors")):
+            return Path(folder)
+    raise UserError(
+        f"The Hugging Face repository {repository!r} (--pipeline.vae.source) holds no autoencoder with safetensors "
+        f"weights; give {_kinds()}."
+    )
+
+
+def _load_folder(folder: Path) -> "Autoencoder":
+    """Loads a diffusers folder: of the autoencoder itself, or of a pipeline with the autoencoder in `vae/`."""
+    import diffusers
+
+    if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
+        folder = folder / "vae"
+    try:
+        class_name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder} (--pipeline.vae.source) has no readable config.json of a diffusers model; the source must be "
+            f"{_kinds()}."
+        ) from error
+    if class_name not in CLASSES:
+        raise UserError(
+            f"{folder} (--pipeline.vae.source) holds a {class_name}; supported are {' and '.join(CLASSES)}."
+        )
+    try:
+        with _quiet_diffusers():
+            autoencoder, report = getattr(diffusers, class_name).from_pretrained(
+                folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
+            )
+    except Exception as error:  # damaged or unsafe weights surface as many types, from several libraries
+        raise UserError(
+            f"The VAE in {folder} (--pipeline.vae.source) cannot be loaded: {_first_line(error)}"
+        ) from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if report.get(problem):
+            names = sorted(str(name) for name in report[problem])
+            raise UserError(
+                f"The weights in {folder} (--pipeline.vae.source) do not fit its config.json: "
+                f"{problem.replace('_', ' ')} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+            )
+    return autoencoder
+
+
+@contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """Keeps diffusers from warning about what is turned into an error here."""
+    logger = logging.getLogger("diffusers")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
