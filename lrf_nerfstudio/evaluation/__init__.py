@@ -1,0 +1,1 @@
+"""Measures of pictures and latents, and the tables and figures made from them."""

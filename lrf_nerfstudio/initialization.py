@@ -1,0 +1,43 @@
+"""Initial features of the Gaussians: what the training views' latents say at the projections of the seed points."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def mean_latents_at_projections(
+    points: Tensor, views: Iterable[tuple[Tensor, Tensor, Tensor]], near_plane: float = 0.01
+) -> tuple[Tensor, Tensor]:
+    """Mean over the views of the latent that a point projects onto, sampled bilinearly.
+
+    Occlusion is ignored: a point that is hidden in a view still collects that view's latent, which the mean tolerates
+    and training corrects. The colours of an SfM point cloud are RGB and say nothing about latents.
+
+    Args:
+        points: [N, 3], world coordinates.
+        views: triples (latent [C, h, w], viewmat [4, 4] world-to-camera in OpenCV axes, K [3, 3] in latent pixels with
+            pixel centres at .5). Consumed one at a time, so they may be streamed from disk.
+        near_plane: points nearer than this, or behind the camera, do not count in that view.
+
+    Returns:
+        features [N, C], zero where no view sees the point, and the number of views that saw each point, [N].
+    """
+    total: Tensor | None = None
+    count = torch.zeros(len(points), device=points.device)
+    for latent, viewmat, K in views:
+        camera_points = points @ viewmat[:3, :3].T + viewmat[:3, 3]
+        depth = camera_points[:, 2]
+        pixels = (camera_points / depth.clamp(min=near_plane)[:, None]) @ K.T
+        height, width = latent.shape[-2:]
+        # align_corners=False puts -1 and 1 on the outer edges of the outer pixels, like x = 0 and x = width here.
+        normalized = 2 * pixels[:, :2] / pixels.new_tensor([width, height]) - 1
+        visible = (depth > near_plane) & (normalized.abs() <= 1).all(dim=-1)
+        sampled = F.grid_sample(latent[None], normalized[None, None], padding_mode="border", align_corners=False)
+        sampled = sampled[0, :, 0].T * visible[:, None]
+        total = sampled if total is None else total + sampled
+        count += visible
+    if total is None:
+        raise ValueError("at least one view is needed")
+    return total / count.clamp(min=1)[:, None], count

@@ -1,0 +1,45 @@
+"""The methods that this package adds to nerfstudio.
+
+nerfstudio imports this module at every command, so nothing heavy (diffusers, numba, gsplat kernels) is imported here.
+"""
+
+from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+from nerfstudio.configs.base_config import ViewerConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.plugins.types import MethodSpecification
+
+from lrf_nerfstudio.datamanager import LatentDatamanagerConfig
+from lrf_nerfstudio.model import LatentSplatfactoModelConfig
+from lrf_nerfstudio.optimizers import FusedAdamConfig, RunLengthDecayConfig
+from lrf_nerfstudio.pipeline import LatentPipelineConfig
+from lrf_nerfstudio.trainer import LatentTrainerConfig
+
+latent_splatfacto = MethodSpecification(
+    config=LatentTrainerConfig(
+        method_name="latent-splatfacto",
+        max_num_iterations=3000,
+        steps_per_save=1000,
+        steps_per_eval_batch=0,
+        steps_per_eval_image=1000,
+        steps_per_eval_all_images=0,
+        pipeline=LatentPipelineConfig(
+            datamanager=LatentDatamanagerConfig(
+                dataparser=NerfstudioDataParserConfig(load_3D_points=True, eval_mode="interval")
+            ),
+            model=LatentSplatfactoModelConfig(camera_optimizer=CameraOptimizerConfig(mode="off")),
+        ),
+        optimizers={
+            "means": {"optimizer": FusedAdamConfig(lr=1.6e-4), "scheduler": RunLengthDecayConfig(lr_final=1.6e-6)},
+            "features_dc": {"optimizer": FusedAdamConfig(lr=2.5e-3), "scheduler": None},
+            "features_rest": {"optimizer": FusedAdamConfig(lr=2.5e-3 / 20), "scheduler": None},
+            "opacities": {"optimizer": FusedAdamConfig(lr=5e-2), "scheduler": None},
+            "scales": {"optimizer": FusedAdamConfig(lr=5e-3), "scheduler": None},
+            "quats": {"optimizer": FusedAdamConfig(lr=1e-3), "scheduler": None},
+            "camera_opt": {"optimizer": FusedAdamConfig(lr=1e-4), "scheduler": RunLengthDecayConfig(lr_final=5e-7)},
+        },
+        # The viewer listens on this machine alone; --viewer.websocket-host 0.0.0.0 opens it to the network.
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 15, websocket_host="127.0.0.1"),
+        vis="viewer",
+    ),
+    description="Latent radiance field: Gaussian splatting in the latent space of a VAE, on a GPU or a CPU.",
+)

@@ -1,0 +1,156 @@
+"""nerfstudio's trainer with checkpoints that survive a kill, load without unpickling, and resume exactly."""
+
+import os
+import pickle
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils.decorators import check_main_thread
+from nerfstudio.utils.rich_utils import CONSOLE
+
+from lrf_nerfstudio.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.optimizers import RunLengthDecayConfig
+
+
+@dataclass
+class LatentTrainerConfig(TrainerConfig):
+    """Configuration of the training run."""
+
+    _target: type = field(default_factory=lambda: LatentTrainer)
+
+
+class LatentTrainer(Trainer):
+    """Trains on the CPU where there is no CUDA, and resumes as if it had never stopped.
+
+    A checkpoint holds tensors and plain Python values only, so that `torch.load(weights_only=True)` reads it.
+    """
+
+    config: LatentTrainerConfig
+
+    def __init__(self, config: LatentTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
+        if config.machine.device_type == "cuda" and not torch.cuda.is_available():
+            CONSOLE.log("No CUDA device: training on the CPU.")
+            config.machine.device_type = "cpu"
+        super().__init__(config, local_rank, world_size)
+
+    @exit_on_user_error()
+    def setup(self, test_mode: Any = "val") -> None:
+        super().setup(test_mode)
+
+    def setup_optimizers(self) -> Optimizers:
+        """Optimizers and schedulers; a decay without a length of its own takes the length of the run."""
+        groups = {}
+        for name, group in self.config.optimizers.items():
+            scheduler = group["scheduler"]
+            if isinstance(scheduler, RunLengthDecayConfig) and scheduler.max_steps is None:
+                scheduler = replace(scheduler, max_steps=self.config.max_num_iterations)
+            groups[name] = {"optimizer": group["optimizer"], "scheduler": scheduler}
+        return Optimizers(groups, self.pipeline.get_param_groups())
+
+    @exit_on_user_error()
+    def train(self) -> None:
+        total = self.config.max_num_iterations
+        if self._start_step >= total:
+            raise UserError(
+                f"The checkpoint has already been trained for {self._start_step} steps and --max-num-iterations is "
+                f"{total}. Ask for more steps to go on."
+            )
+        # nerfstudio trains for max_num_iterations more steps; a resumed run stops where the first would have.
+        self.config.max_num_iterations = total - self._start_step
+        super().train()
+
+    def _load_checkpoint(self) -> None:
+        path = self.config.load_checkpoint
+        if self.config.load_dir is not None:
+            path = find_checkpoint(self.config.load_dir, self.config.load_step)
+        if path is None:
+            return
+        state = load_checkpoint(path)
+        self._start_step = state["step"] + 1
+        self.pipeline.load_pipeline(state["pipeline"], state["step"])
+        self.optimizers.load_optimizers(state["optimizers"])
+        if self.config.load_scheduler:
+            self.optimizers.load_schedulers(state["schedulers"])
+        self.grad_scaler.load_state_dict(state["scalers"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if torch.cuda.is_available() and state["rng"]["cuda"]:
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        CONSOLE.print(f"Resuming after step {state['step']} of {path}")
+
+    @check_main_thread
+    @exit_on_user_error()
+    def save_checkpoint(self, step: int) -> None:
+        """Write the checkpoint under a temporary name, rename it, and only then delete the older ones.
+
+        Raises:
+            UserError: the file cannot be written, because the disk is full, for example. The older checkpoint stays.
+        """
+        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        # Not inside the checkpoint directory: nerfstudio takes every file there for a checkpoint.
+        temporary = self.base_dir / f".{path.name}.{os.getpid()}.tmp"
+        state = {
+            "step": step,
+            "pipeline": self.pipeline.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
+            "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
+            "scalers": self.grad_scaler.state_dict(),
+            "rng": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+        }
+        try:
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+            temporary.unlink(missing_ok=True)
+            raise UserError(
+                f"The checkpoint of step {step} could not be written to {self.checkpoint_dir}: {error}. The last good "
+                "checkpoint is still there: free some space or choose another --output-dir, and resume with --load-dir."
+            ) from error
+        if self.config.save_only_latest_checkpoint:
+            for older in self.checkpoint_dir.glob("step-*.ckpt"):
+                if older != path:
+                    older.unlink()
+
+
+def find_checkpoint(directory: Path, step: int | None = None) -> Path:
+    """The checkpoint of a step, or the latest one, in a directory of nerfstudio checkpoints.
+
+    Raises:
+        UserError: there is none.
+    """
+    pattern = "step-*.ckpt" if step is None else f"step-{step:09d}.ckpt"
+    checkpoints = sorted(directory.glob(pattern))
+    if not checkpoints:
+        raise UserError(
+            f"There is no checkpoint {pattern} in {directory}. --load-dir takes the nerfstudio_models folder of a run."
+        )
+    return checkpoints[-1]
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running any code that it may contain.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds pickled objects other than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"There is no checkpoint {path}.") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"The checkpoint {path} is refused: it holds more than tensors and plain values, and loading it could run "
+            "code. Only checkpoints that this method wrote can be loaded."
+        ) from error
+    except (OSError, RuntimeError, EOFError, KeyError) as error:
+        raise UserError(f"The checkpoint {path} is damaged: {error}. Load an earlier one with --load-step.") from error
