@@ -1,0 +1,1 @@
+"""CPU backend of the rasterizer: numba kernels over tiles, forward and backward."""
