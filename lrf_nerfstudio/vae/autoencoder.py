@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -106,7 +106,7 @@ class VAE(nn.Module):
         self.fingerprint, self.decoder_fingerprint = fingerprints(autoencoder)
         self.autoencoder = autoencoder
         # channels_last is the fastest layout of narrow convolutions on CPUs and of half precision on GPUs.
-        self.to(dtype=dtype, memory_format=torch.channels_last)
+        self.to(dtype).to(memory_format=torch.channels_last)
 
     @classmethod
     def load(cls, config: VAEConfig, device: str | torch.device = "cpu") -> "VAE":
@@ -258,25 +258,18 @@ def fingerprints(autoencoder: "Autoencoder") -> tuple[str, str]:
         but not the weights, and of all weights of that half as float32, by name.
     """
     modules = dict(autoencoder.named_children())
-    return (
-        _digest(
-            autoencoder, [("encoder", modules["encoder"]), ("quant_conv", modules.get("quant_conv"))], _ENCODER_OPTIONS
-        ),
-        _digest(
-            autoencoder,
-            [("decoder", modules["decoder"]), ("post_quant_conv", modules.get("post_quant_conv"))],
-            _DECODER_OPTIONS,
-        ),
-    )
+    config = {"class": type(autoencoder).__name__, **autoencoder.config}
+
+    def digest(parts: tuple[str, ...], options: tuple[str, ...]) -> str:
+        header = {name: config.get(name) for name in ("class", *options)}
+        return _digest(header, {part: modules[part] for part in parts if part in modules})
+
+    return digest(("encoder", "quant_conv"), _ENCODER_OPTIONS), digest(("decoder", "post_quant_conv"), _DECODER_OPTIONS)
 
 
-def _digest(autoencoder: nn.Module, parts: Iterable[tuple[str, Any]], options: tuple[str, ...]) -> str:
-    config = dict(autoencoder.config)
-    header = {"class": type(autoencoder).__name__} | {name: config.get(name) for name in options}
+def _digest(header: dict[str, Any], modules: dict[str, nn.Module]) -> str:
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for prefix, module in parts:
-        if module is None:
-            continue
+    for prefix, module in modules.items():
         for name, weight in sorted(module.state_dict().items()):
             digest.update(f"{prefix}.{name}{tuple(weight.shape)}".encode())
             digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
