@@ -86,7 +86,9 @@ def rasterize(
     assert Ks.shape == (n_cameras, 3, 3), f"Ks must be [B, 3, 3] with B = {n_cameras}: {tuple(Ks.shape)}"
     assert width > 0 and height > 0, f"width and height must be positive: {width} x {height}"
     if sh_degree is None:
-        assert features.ndim == 2 and len(features) == n, f"features must be [N, C] with N = {n}: {tuple(features.shape)}"
+        assert features.ndim == 2 and len(features) == n, (
+            f"features must be [N, C] with N = {n}: {tuple(features.shape)}"
+        )
     else:
         assert 0 <= sh_degree <= MAX_SH_DEGREE, f"sh_degree must be 0 to {MAX_SH_DEGREE}, not {sh_degree}"
         n_bases = (sh_degree + 1) ** 2

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lrf_nerfstudio.splatting.cpu import projection_kernels, tile_kernels, threads
-
-_PACK_SIZE = 4096
-_TILES_AT_ONCE = 8
+from lrf_nerfstudio.splatting.cpu import projection_kernels, threads, tile_kernels
+from lrf_nerfstudio.splatting.cpu.simd import LANES
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,8 @@ class Project(Function):
 
         v_outputs = (given(v_means2d, 2), given(v_depths), given(v_conics, 3), given(v_compensations))
         v_colors = given(v_colors, channels) if degree >= 0 else torch.empty(n_cameras, 0)
-        v_means, v_quats, v_scales = torch.zeros(n, 3), torch.zeros(n, 4), torch.zeros(n, 3)
-        v_features = torch.zeros(features.shape) if degree >= 0 else torch.empty(0)
+        v_means, v_quats, v_scales = torch.empty(n, 3), torch.empty(n, 4), torch.empty(n, 3)
+        v_features = torch.empty(features.shape) if degree >= 0 else torch.empty(0)
         ranges = threads.even_ranges(n, projection_kernels.CHUNK)
         v_cameras = torch.zeros(n_cameras, len(ranges), 15)
         inputs = [_flat(tensor) for tensor in (means, quats, scales, features)]
@@ -112,6 +111,7 @@ class Project(Function):
                 n_coefficients,
                 channels,
                 *(_flat(tensor[b]) for tensor in (radii, *v_outputs, v_colors)),
+                b > 0,
                 *gradients,
                 v_cameras[b].numpy(),
             )
@@ -134,7 +134,7 @@ class Blend(Function):
         width, height = size
         n_cameras = len(means2d)
         channels = colors.shape[-1]
-        groups = -(-(channels + with_depth) // 4)
+        record_size = -(-(tile_kernels.HEADER + channels + with_depth) // LANES) * LANES
         features = torch.empty(n_cameras, height, width, channels)
         depth = torch.empty(n_cameras, height, width if with_depth else 0, 1)
         alpha = torch.empty(n_cameras, height, width, 1)
@@ -142,28 +142,44 @@ class Blend(Function):
         last_pairs = torch.empty(n_cameras, height, width, dtype=torch.int32)
         background = backgrounds if backgrounds is not None else torch.zeros(n_cameras, channels)
         n_tiles = -(-width // tile_kernels.TILE) * -(-height // tile_kernels.TILE)
+        tile_ranges = threads.even_ranges(n_tiles, tile_kernels.TILES_AT_ONCE)
         lists = []
         for b in range(n_cameras):
-            order = tile_kernels.depth_order(_flat(radii[b]), _flat(depths[b]), _flat(opacities[b]))
-            records = torch.empty(len(order), tile_kernels.HEADER + 4 * groups).numpy()
-            tile_rows = torch.empty(len(order), 2, dtype=torch.int32).numpy()
+            order, ranks = tile_kernels.depth_order(_flat(radii[b]), _flat(depths[b]), _flat(opacities[b]))
+            ranges = threads.even_ranges(len(order), tile_kernels.CHUNK)
+            records = torch.empty(len(order), record_size).numpy()
+            pair_counts = np.empty(len(order), np.int32)
+            tile_counts = np.empty((len(ranges), n_tiles), np.int32)
             threads.run(
                 tile_kernels.pack,
-                threads.even_ranges(len(order), _PACK_SIZE),
+                ranges,
                 order,
                 *(_flat(tensor[b]) for tensor in (means2d, conics, opacities, colors, depths)),
                 channels,
                 with_depth,
+                width,
                 height,
                 records,
-                tile_rows,
+                pair_counts,
+                tile_counts,
             )
-            tile_starts, pair_ranks, pair_starts, gaussian_pairs = tile_kernels.bin_tiles(
-                records, tile_rows, width, height
+            tile_starts, pair_starts = tile_kernels.lay_out_pairs(pair_counts, tile_counts)
+            pair_ranks = np.empty(tile_starts[-1], np.int32)
+            gaussian_pairs = np.empty(tile_starts[-1], np.int32)
+            threads.run(
+                tile_kernels.list_pairs,
+                ranges,
+                records,
+                pair_starts,
+                width,
+                height,
+                tile_counts,
+                pair_ranks,
+                gaussian_pairs,
             )
             threads.run(
                 tile_kernels.blend,
-                threads.even_ranges(n_tiles, _TILES_AT_ONCE),
+                tile_ranges,
                 records,
                 tile_starts,
                 pair_ranks,
@@ -174,7 +190,7 @@ class Blend(Function):
                 height,
                 *(_flat(tensor[b]) for tensor in (features, depth, alpha, transmittance, last_pairs)),
             )
-            lists.append((order, records, tile_starts, pair_ranks, pair_starts, gaussian_pairs))
+            lists.append((ranks, records, tile_starts, pair_ranks, pair_starts, gaussian_pairs))
         ctx.save_for_backward(means2d, conics, opacities, colors, depth, alpha, background)
         ctx.buffers = (transmittance, last_pairs, lists)
         ctx.options = (width, height, with_depth, absgrad)
@@ -192,16 +208,17 @@ class Blend(Function):
             return gradient if gradient is not None else torch.zeros(n_cameras, height, width, *shape)
 
         v_features, v_depth, v_alpha = given(v_features, channels), given(v_depth, 1), given(v_alpha, 1)
-        v_means2d, v_conics = torch.zeros(n_cameras, n, 2), torch.zeros(n_cameras, n, 3)
-        v_opacities, v_depths = torch.zeros(n_cameras, n), torch.zeros(n_cameras, n)
-        v_colors = torch.zeros(n_cameras, n, channels)
-        v_abs = torch.zeros(n_cameras, n if absgrad else 0, 2)
+        v_means2d, v_conics = torch.empty(n_cameras, n, 2), torch.empty(n_cameras, n, 3)
+        v_opacities, v_depths = torch.empty(n_cameras, n), torch.empty(n_cameras, n)
+        v_colors = torch.empty(n_cameras, n, channels)
+        v_abs = torch.empty(n_cameras, n if absgrad else 0, 2)
         n_tiles = -(-width // tile_kernels.TILE) * -(-height // tile_kernels.TILE)
-        for b, (order, records, tile_starts, pair_ranks, pair_starts, gaussian_pairs) in enumerate(lists):
+        tile_ranges = threads.even_ranges(n_tiles, tile_kernels.TILES_AT_ONCE)
+        for b, (ranks, records, tile_starts, pair_ranks, pair_starts, gaussian_pairs) in enumerate(lists):
             v_pairs = torch.empty(len(pair_ranks), records.shape[1]).numpy()
             threads.run(
                 tile_kernels.blend_backward,
-                threads.even_ranges(n_tiles, _TILES_AT_ONCE),
+                tile_ranges,
                 records,
                 tile_starts,
                 pair_ranks,
@@ -217,8 +234,8 @@ class Blend(Function):
             )
             threads.run(
                 tile_kernels.gather_gradients,
-                threads.even_ranges(len(order), _PACK_SIZE),
-                order,
+                threads.even_ranges(n, tile_kernels.CHUNK),
+                ranks,
                 pair_starts,
                 gaussian_pairs,
                 v_pairs,

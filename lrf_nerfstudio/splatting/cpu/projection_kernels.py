@@ -16,10 +16,9 @@ from lrf_nerfstudio.splatting.cpu.simd import (
     broadcast4,
     ceil,
     fma,
-    lane_sums,
+    lane_sum,
     load,
     load4,
-    load_scalar,
     maximum,
     minimum,
     select,
@@ -31,7 +30,7 @@ from lrf_nerfstudio.splatting.cpu.threads import inline, kernel
 CAMERA_SIZE = 19
 """A camera is a float32 array: rotation (9, row-major), translation (3), fx, fy, cx, cy, position in the world (3)."""
 
-CHUNK = 1024
+CHUNK = 2048
 """Gaussians per range handed to a thread; also the unit in which the camera's gradient is summed (a fixed order)."""
 
 _MAX_RADIUS = 2.0**30
@@ -39,7 +38,14 @@ _MAX_RADIUS = 2.0**30
 _SH_0 = 0.2820947917738781
 _SH_1 = 0.48860251190292
 _SH_2 = (1.092548430592079, 0.5462742152960395, 0.9461746957575601, 0.3153915652525201)
-_SH_3 = (2.285228997322329, 0.4570457994644658, 1.445305721320277, 0.5900435899266435, 1.865881662950577, 1.119528997770346)
+_SH_3 = (
+    2.285228997322329,
+    0.4570457994644658,
+    1.445305721320277,
+    0.5900435899266435,
+    1.865881662950577,
+    1.119528997770346,
+)
 
 
 @inline
@@ -67,7 +73,7 @@ def _dot(a, b):
 
 @inline
 def _combine(a, u, b, v):
-    """a * u + b * v for scalars (per lane) a, b and 3-vectors u, v."""
+    """A * u + b * v for scalars (per lane) a, b and 3-vectors u, v."""
     return (fma(a, u[0], b * v[0]), fma(a, u[1], b * v[1]), fma(a, u[2], b * v[2]))
 
 
@@ -122,9 +128,7 @@ def _factors(camera, width, height, scratch):
     """What forward and backward have in common; scratch rows: means 0-2, quats 3-6, scales 7-9."""
     mean = (_row(scratch, 0), _row(scratch, 1), _row(scratch, 2))
     scale = (_row(scratch, 7), _row(scratch, 8), _row(scratch, 9))
-    w, x, y, z, inverse_norm = _normalised_quat(
-        _row(scratch, 3), _row(scratch, 4), _row(scratch, 5), _row(scratch, 6)
-    )
+    w, x, y, z, inverse_norm = _normalised_quat(_row(scratch, 3), _row(scratch, 4), _row(scratch, 5), _row(scratch, 6))
     rows = _rotation_rows(w, x, y, z)
     scaled = (
         (rows[0][0] * scale[0], rows[0][1] * scale[1], rows[0][2] * scale[2]),
@@ -332,12 +336,14 @@ def project(
                 if degree >= 0:
                     start = i * n_coefficients * channels
                     n_bases = (degree + 1) * (degree + 1)
-                    doubtful = _weigh_coefficients(basis, lane, n_bases, features, start, channels, colors, i * channels)
+                    doubtful = _weigh_coefficients(
+                        basis, lane, n_bases, features, start, channels, colors, i * channels
+                    )
                 else:
                     doubtful = 0.0
                     for c in range(channels):
                         doubtful += 0.0 * features[i * channels + c]
-                if not doubtful == 0.0:
+                if doubtful != 0.0:  # NaN too
                     radius_px = np.int32(0)
             radii[i] = radius_px
             if radius_px > 0:
@@ -357,36 +363,28 @@ def project(
 
 
 @inline
-def _spread_coefficients(basis, v_basis, lane, n_bases, coefficients, v_coefficients, first, channels, v_colors, source):
-    """Adjoint of `_weigh_coefficients`: adds to v_coefficients, writes column `lane` of v_basis."""
+def _spread_coefficients(
+    basis, v_basis, lane, n_bases, coefficients, v_coefficients, first, channels, v_colors, source, add
+):
+    """Adjoint of `_weigh_coefficients`: writes (or adds to) v_coefficients, writes row `lane` of v_basis."""
     whole = channels // 4 * 4
-    for k in range(0, n_bases, 4):
-        sums = (broadcast4(0.0), broadcast4(0.0), broadcast4(0.0), broadcast4(0.0))
+    for k in range(n_bases):
+        total = broadcast4(0.0)
         for c in range(0, whole, 4):
             v = load4(v_colors, source + c)
             at = first + k * channels + c
-            if k + 4 <= n_bases:
-                sums = (
-                    fma(v, load4(coefficients, at), sums[0]),
-                    fma(v, load4(coefficients, at + channels), sums[1]),
-                    fma(v, load4(coefficients, at + 2 * channels), sums[2]),
-                    fma(v, load4(coefficients, at + 3 * channels), sums[3]),
-                )
-                for j in range(4):
-                    spot = at + j * channels
-                    store(v_coefficients, spot, fma(basis[k + j, lane], v, load4(v_coefficients, spot)))
-            else:  # degree 0 and 2 end with a single basis function
-                sums = (fma(v, load4(coefficients, at), sums[0]), sums[1], sums[2], sums[3])
-                store(v_coefficients, at, fma(basis[k, lane], v, load4(v_coefficients, at)))
-        totals = lane_sums(sums)
-        store(v_basis, lane * LANES + k, totals)
-    for k in range(n_bases):
-        extra = 0.0
+            total = fma(v, load4(coefficients, at), total)
+            v_coefficient = basis[k, lane] * v
+            if add:
+                v_coefficient += load4(v_coefficients, at)
+            store(v_coefficients, at, v_coefficient)
+        value = lane_sum(total)
         for c in range(whole, channels):
             at = first + k * channels + c
-            extra += v_colors[source + c] * coefficients[at]
-            v_coefficients[at] += basis[k, lane] * v_colors[source + c]
-        v_basis[lane, k] += extra
+            value += v_colors[source + c] * coefficients[at]
+            v_coefficient = basis[k, lane] * v_colors[source + c]
+            v_coefficients[at] = v_coefficients[at] + v_coefficient if add else v_coefficient
+        v_basis[k, lane] = value
 
 
 @inline
@@ -398,11 +396,12 @@ def _gather_ids(source, stride, ids, first, count, scratch, row):
 
 
 @inline
-def _scatter_add(target, stride, ids, first, count, scratch, row):
-    """Adjoint of `_gather_ids`."""
+def _scatter_ids(target, stride, ids, first, count, scratch, row, add):
+    """The reverse of `_gather_ids`; adds to what is there, or replaces it."""
     for lane in range(count):
         for k in range(stride):
-            target[ids[first + lane] * stride + k] += scratch[row + k, lane]
+            spot = ids[first + lane] * stride + k
+            target[spot] = target[spot] + scratch[row + k, lane] if add else scratch[row + k, lane]
 
 
 @inline
@@ -515,17 +514,17 @@ def project_backward(
     v_conics,  # [N * 3]
     v_compensations,  # [N]
     v_colors,  # [N * C]; read only with harmonics
-    v_means,  # in/out [N * 3]: the gradients of this camera are added
-    v_quats,  # in/out [N * 4]
-    v_scales,  # in/out [N * 3]
-    v_features,  # in/out [N * K * C]; touched only with harmonics
+    add,  # whether gradients are added to those of other cameras, or written
+    v_means,  # out [N * 3]
+    v_quats,  # out [N * 4]
+    v_scales,  # out [N * 3]
+    v_features,  # out [N * K * C]; touched only with harmonics
     v_cameras,  # out [chunks, 15]: rotation (9), translation (3), position (3)
 ):
     """Adjoint of `project`."""
     scratch = np.zeros((18, LANES), np.float32)
     basis = np.empty((16, LANES), np.float32)
     v_basis = np.zeros((16, LANES), np.float32)
-    by_lane = np.zeros((LANES, 16), np.float32)
     v_camera = np.zeros((15, LANES), np.float32)
     n_bases = (degree + 1) * (degree + 1)
     ids = np.empty(end - begin + LANES, np.int64)
@@ -534,6 +533,14 @@ def project_backward(
         if radii[i] > 0:
             ids[n_visible] = i
             n_visible += 1
+        elif not add:
+            v_means[3 * i : 3 * i + 3] = 0.0
+            v_quats[4 * i : 4 * i + 4] = 0.0
+            v_scales[3 * i : 3 * i + 3] = 0.0
+        if degree >= 0 and not add:
+            written = 0 if radii[i] <= 0 else n_bases
+            row = i * n_coefficients
+            v_features[(row + written) * channels : (row + n_coefficients) * channels] = 0.0
     for lane in range(LANES):  # lanes without a Gaussian compute on the last one, with gradients of zero
         ids[n_visible + lane] = ids[max(n_visible - 1, 0)]
     for first in range(0, n_visible, LANES):
@@ -553,13 +560,9 @@ def project_backward(
                 at = ids[first + lane]
                 start = at * n_coefficients * channels
                 _spread_coefficients(
-                    basis, by_lane, lane, n_bases, features, v_features, start, channels, v_colors, at * channels
+                    basis, v_basis, lane, n_bases, features, v_features, start, channels, v_colors, at * channels, add
                 )
-            for k in range(n_bases):
-                for lane in range(count):
-                    v_basis[k, lane] = by_lane[lane, k]
-                for lane in range(count, LANES):
-                    v_basis[k, lane] = 0.0
+            v_basis[:, count:] = 0.0
         mean, scale, quat, inverse_norm, rows, scaled, factor, _, inverse_z, slopes, jacobian, p0, p1 = _factors(
             camera, width, height, scratch
         )
@@ -617,9 +620,9 @@ def project_backward(
         _put(scratch, 7, _dot(_column(v_scaled, 0), _column(rows, 0)))
         _put(scratch, 8, _dot(_column(v_scaled, 1), _column(rows, 1)))
         _put(scratch, 9, _dot(_column(v_scaled, 2), _column(rows, 2)))
-        _scatter_add(v_means, 3, ids, first, count, scratch, 0)
-        _scatter_add(v_quats, 4, ids, first, count, scratch, 3)
-        _scatter_add(v_scales, 3, ids, first, count, scratch, 7)
+        _scatter_ids(v_means, 3, ids, first, count, scratch, 0, add)
+        _scatter_ids(v_quats, 4, ids, first, count, scratch, 3, add)
+        _scatter_ids(v_scales, 3, ids, first, count, scratch, 7, add)
     for k in range(15):
         total = 0.0
         for lane in range(LANES):

@@ -394,6 +394,23 @@ def lane_sums(typingctx, vectors):
     return signature(FloatVector(4), vectors), codegen
 
 
+@intrinsic
+def lane_sum(typingctx, a):
+    """The sum of the lanes of a vector, as float32; pairs first, then pairs of pairs."""
+    if not isinstance(a, FloatVector):
+        return None
+
+    def codegen(context, builder, sig, args):
+        value, lanes = args[0], a.lanes
+        while lanes > 1:
+            lanes //= 2
+            halves = (_indices(list(range(start, start + lanes))) for start in (0, lanes))
+            value = builder.fadd(*(builder.shuffle_vector(value, value, half) for half in halves))
+        return builder.extract_element(value, ir.Constant(_I32, 0))
+
+    return signature(types.float32, a), codegen
+
+
 _EXP2_POLYNOMIAL = (1.32764725e-3, 9.67554189e-3, 5.55071309e-2, 2.40221202e-1, 6.93146944e-1, 1.00000012)
 """Minimax polynomial (relative error) of 2^f on [-1/2, 1/2], highest power first; error below 8e-8 before rounding."""
 

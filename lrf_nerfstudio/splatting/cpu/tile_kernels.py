@@ -3,10 +3,10 @@
 A tile is a block of 4 x 4 pixels, one vector. Its state (transmittance, accumulated channels) is held while the
 Gaussians that touch it pass by in order of depth. One thread works on a tile at a time, nothing is shared.
 
-A visible Gaussian is packed into a record of `8 + 4 * groups` floats: centre x and y, the quadratic form A, B, C and the
-level L, with which alpha is 2^(L - A dx^2 - B dx dy - C dy^2), two unused, and its channels, padded with zeros to
-groups of four. The backward pass writes one gradient record of the same size for every pair of Gaussian and tile, and
-sums those of a Gaussian in a fixed order afterwards: no atomics, the same bits at each run.
+A visible Gaussian is packed into a record: centre x and y, the quadratic form A, B, C and the level L, with which alpha
+is 2^(L - A dx^2 - B dx dy - C dy^2), two unused floats, and its channels (depth is one of them), padded with zeros to
+whole cache lines. The backward pass writes one gradient record of the same size for every pair of Gaussian and tile,
+and sums those of a Gaussian in a fixed order afterwards: no atomics, the same bits at each run.
 """
 
 import math
@@ -18,14 +18,12 @@ from lrf_nerfstudio.splatting.cpu.simd import (
     absolute,
     any_lane,
     broadcast,
-    broadcast4,
     broadcast_int,
     exp2,
     fma,
     lane_numbers,
     lane_sums,
     load,
-    load4,
     load_broadcast,
     load_scalar,
     maximum,
@@ -42,6 +40,12 @@ TILE = 4
 HEADER = 8
 """Floats of a record before its channels."""
 
+CHUNK = 2048
+"""Gaussians per range handed to a thread."""
+
+TILES_AT_ONCE = 16
+"""Tiles per range handed to a thread."""
+
 _LOG2_E = 1.0 / math.log(2.0)
 _LOWEST_LEVEL = -math.log2(255.0)
 _MAX_ALPHA = 0.999
@@ -50,7 +54,11 @@ _MIN_TRANSMITTANCE = 1e-4
 
 @kernel
 def depth_order(radii, depths, opacities):
-    """Indices of the Gaussians that can be seen, nearest first; ties in order of index. Returns int32 [V]."""
+    """Sorts the Gaussians that can be seen by depth, nearest first; ties in order of index.
+
+    Returns:
+        order [V] int32: indices of Gaussians; ranks [N] int32: its inverse, -1 for the others.
+    """
     n = radii.shape[0]
     keys = np.empty(n, np.uint32)
     order = np.empty(n, np.int32)
@@ -84,7 +92,67 @@ def depth_order(radii, depths, opacities):
             other_order[spot] = order[j]
         keys, other_keys = other_keys, keys
         order, other_order = other_order, order
-    return order
+    ranks = np.full(n, -1, np.int32)
+    for rank in range(count):
+        ranks[order[rank]] = rank
+    return order, ranks
+
+
+@inline
+def _reach(level):
+    """Largest value of the quadratic form at which alpha still reaches 1/255, with a margin for rounding."""
+    return (level - _LOWEST_LEVEL) * 1.00001 + 1e-4
+
+
+@inline
+def _ellipse(record):
+    """The outline alpha = 1/255 of a record's Gaussian, as numbers from which `_row_span` cuts slices.
+
+    A slice at height dy runs from `shear dy - sqrt(half_width^2 - shrink dy^2)` to `shear dy + sqrt(...)`; its right end
+    is furthest at `dy = turn`, its left end at `-turn`. Also the half height.
+    """
+    a = np.float64(record[2])
+    b = np.float64(record[3])
+    c = np.float64(record[4])
+    reach = _reach(np.float64(record[5]))
+    discriminant = 4.0 * a * c - b * b
+    if not discriminant > 0.0:  # the conic lost its definiteness to rounding: reach everywhere
+        return 0.0, 1e18, 0.0, 0.0, 1e9
+    inverse = 1.0 / (2.0 * a)
+    half_height = math.sqrt(reach * 4.0 * a / discriminant)
+    turn = -b * math.sqrt(reach / (c * discriminant))
+    return -b * inverse, reach / a, discriminant * inverse * inverse, turn, half_height
+
+
+@inline
+def _tile_rows(y, half_height, height):
+    """Rows of tiles (first, one after the last) with a pixel centre within `half_height` of y."""
+    top = max(math.ceil(max(y - half_height - 0.5, -1.0)), 0)
+    bottom = math.floor(min(y + half_height - 0.5, height - 1.0))
+    if bottom < top:
+        return 0, 0
+    return top // TILE, bottom // TILE + 1
+
+
+@inline
+def _row_span(ellipse, x, y, row, width):
+    """Tiles of a row of tiles (first, one after the last) that hold a pixel with alpha >= 1/255.
+
+    The ends of a slice are concave functions of its height: over the band of heights of the row's pixels they are
+    furthest out at the height of the ellipse's own extreme point, clamped to the band.
+    """
+    shear, squared_half_width, shrink, turn, _ = ellipse
+    low = row * TILE + 0.5 - y
+    high = low + (TILE - 1)
+    right_y = min(max(turn, low), high)
+    left_y = min(max(-turn, low), high)
+    right = x + shear * right_y + math.sqrt(max(squared_half_width - shrink * right_y * right_y, 0.0))
+    left = x + shear * left_y - math.sqrt(max(squared_half_width - shrink * left_y * left_y, 0.0))
+    first = max(math.ceil(max(left - 0.5 - 1e-4, -1.0)), 0)
+    last = math.floor(min(right - 0.5 + 1e-4, width - 1.0))
+    if last < first:
+        return 0, 0
+    return first // TILE, last // TILE + 1
 
 
 @kernel
@@ -99,26 +167,26 @@ def pack(
     depths,  # [N]; the last channel if with_depth
     channels,
     with_depth,
+    width,
     height,
-    records,  # out [V, 8 + 4 * groups]
-    tile_rows,  # out [V, 2]: first row of tiles touched, and the one after the last
+    records,  # out [V, record size]
+    pair_counts,  # out [V]: tiles that a Gaussian touches
+    tile_counts,  # out [chunks, tiles]: Gaussians of this chunk that touch a tile
 ):
-    """Packs the Gaussians order[begin:end] into records and finds the rows of tiles that they touch."""
+    """Packs the Gaussians order[begin:end] into records and counts the tiles that they touch."""
     size = records.shape[1]
-    last_row = (height + TILE - 1) // TILE
+    tiles_x = (width + TILE - 1) // TILE
+    counts = tile_counts[begin // CHUNK]
+    counts[:] = 0
     for rank in range(begin, end):
-        i = order[rank]
-        a = np.float64(conics[3 * i])
-        b = np.float64(conics[3 * i + 1])
-        c = np.float64(conics[3 * i + 2])
-        level = math.log2(np.float64(opacities[i]))
+        i = np.int64(order[rank])
         record = records[rank]
         record[0] = means2d[2 * i]
         record[1] = means2d[2 * i + 1]
-        record[2] = 0.5 * _LOG2_E * a
-        record[3] = _LOG2_E * b
-        record[4] = 0.5 * _LOG2_E * c
-        record[5] = level
+        record[2] = 0.5 * _LOG2_E * np.float64(conics[3 * i])
+        record[3] = _LOG2_E * np.float64(conics[3 * i + 1])
+        record[4] = 0.5 * _LOG2_E * np.float64(conics[3 * i + 2])
+        record[5] = math.log2(np.float64(opacities[i]))
         record[6] = 0.0
         record[7] = 0.0
         for k in range(channels):
@@ -129,102 +197,67 @@ def pack(
             used += 1
         for k in range(used, size):
             record[k] = 0.0
-        reach = _reach(level)
-        det = a * c - b * b
-        extent = math.sqrt(reach * 2.0 / _LOG2_E * a / det) if det > 0.0 else 1e9
-        # Pixel centres lie at .5: pixel y is touched when |y + .5 - mean| <= extent.
-        top = max(math.ceil(min(record[1] - extent - 0.5, 1e9)), 0)
-        bottom = min(math.floor(max(record[1] + extent - 0.5, -1e9)), height - 1)
-        tile_rows[rank, 0] = min(top // TILE, last_row)
-        tile_rows[rank, 1] = bottom // TILE + 1 if bottom >= top else min(top // TILE, last_row)
-
-
-@inline
-def _reach(level):
-    """Largest value of the quadratic form at which alpha still reaches 1/255, with a margin for rounding."""
-    return (level - _LOWEST_LEVEL) * 1.00001 + 1e-4
-
-
-@inline
-def _row_span(records, rank, row, width):
-    """Tiles of a row of tiles (first, one after the last) that hold a pixel with alpha >= 1/255.
-
-    The right end of an ellipse's slice at height dy, as a function of dy, is concave: over a band of heights it is
-    largest at the height of the ellipse's rightmost point, clamped to the band. Likewise to the left.
-    """
-    a = np.float64(records[rank, 2])
-    b = np.float64(records[rank, 3])
-    c = np.float64(records[rank, 4])
-    reach = _reach(np.float64(records[rank, 5]))
-    x = np.float64(records[rank, 0])
-    low = row * TILE + 0.5 - np.float64(records[rank, 1])
-    high = low + (TILE - 1)
-    discriminant = 4.0 * a * c - b * b
-    if discriminant > 0.0:
-        turn = b * math.sqrt(reach / (c * discriminant))
-        right_y = min(max(-turn, low), high)
-        left_y = min(max(turn, low), high)
-        inner = 4.0 * a * reach
-        right = (-b * right_y + math.sqrt(max(inner - discriminant * right_y * right_y, 0.0))) / (2.0 * a)
-        left = (-b * left_y - math.sqrt(max(inner - discriminant * left_y * left_y, 0.0))) / (2.0 * a)
-    else:  # the conic lost its definiteness to rounding
-        right, left = 1e9, -1e9
-    first = max(math.ceil(max(x + left - 0.5 - 1e-4, -1e9)), 0)
-    last = min(math.floor(min(x + right - 0.5 + 1e-4, 1e9)), width - 1)
-    if last < first:
-        return 0, 0
-    return first // TILE, last // TILE + 1
+        x = np.float64(record[0])
+        y = np.float64(record[1])
+        ellipse = _ellipse(record)
+        first_row, last_row = _tile_rows(y, ellipse[4], height)
+        pairs = 0
+        for row in range(first_row, last_row):
+            first, last = _row_span(ellipse, x, y, row, width)
+            pairs += last - first
+            for tile in range(row * tiles_x + first, row * tiles_x + last):
+                counts[tile] += 1
+        pair_counts[rank] = pairs
 
 
 @kernel
-def bin_tiles(records, tile_rows, width, height):
-    """Lists of the Gaussians of every tile.
+def lay_out_pairs(pair_counts, tile_counts):
+    """Places of pairs in the two orders in which they are kept: by tile, and by Gaussian.
 
-    Returns int32 arrays:
+    Turns `tile_counts` [chunks, tiles] in place into the position of the first pair of each chunk in each tile.
+
+    Returns:
         tile_starts [tiles + 1]: the pairs of tile t are tile_starts[t]:tile_starts[t + 1], nearest Gaussian first.
-        pair_ranks [M]: the Gaussian (rank in depth) of each pair.
-        pair_starts [V + 1]: the pairs of a Gaussian are gaussian_pairs[pair_starts[rank]:pair_starts[rank + 1]].
-        gaussian_pairs [M].
+        pair_starts [V + 1]: those of a Gaussian are gaussian_pairs[pair_starts[rank]:pair_starts[rank + 1]].
     """
-    n = records.shape[0]
-    tiles_x = (width + TILE - 1) // TILE
-    tiles_y = (height + TILE - 1) // TILE
-    n_rows = 0
-    for rank in range(n):
-        n_rows += tile_rows[rank, 1] - tile_rows[rank, 0]
-    spans = np.empty((n_rows, 2), np.int32)
-    tile_starts = np.zeros(tiles_x * tiles_y + 1, np.int32)
-    pair_starts = np.empty(n + 1, np.int32)
-    j = 0
+    n_chunks, n_tiles = tile_counts.shape
+    tile_starts = np.empty(n_tiles + 1, np.int32)
     total = 0
-    for rank in range(n):
+    for tile in range(n_tiles):
+        tile_starts[tile] = total
+        for chunk in range(n_chunks):
+            count = tile_counts[chunk, tile]
+            tile_counts[chunk, tile] = total
+            total += count
+    tile_starts[n_tiles] = total
+    pair_starts = np.empty(len(pair_counts) + 1, np.int32)
+    total = 0
+    for rank in range(len(pair_counts)):
         pair_starts[rank] = total
-        for row in range(tile_rows[rank, 0], tile_rows[rank, 1]):
-            first, last = _row_span(records, rank, row, width)
-            spans[j, 0] = first
-            spans[j, 1] = last
-            j += 1
-            total += last - first
+        total += pair_counts[rank]
+    pair_starts[len(pair_counts)] = total
+    return tile_starts, pair_starts
+
+
+@kernel
+def list_pairs(begin, end, records, pair_starts, width, height, cursors, pair_ranks, gaussian_pairs):
+    """Fills in the Gaussian of every pair, pair_ranks [M], and the pairs of every Gaussian, gaussian_pairs [M]."""
+    tiles_x = (width + TILE - 1) // TILE
+    places = cursors[begin // CHUNK]
+    for rank in range(begin, end):
+        x = np.float64(records[rank, 0])
+        y = np.float64(records[rank, 1])
+        k = pair_starts[rank]
+        ellipse = _ellipse(records[rank])
+        first_row, last_row = _tile_rows(y, ellipse[4], height)
+        for row in range(first_row, last_row):
+            first, last = _row_span(ellipse, x, y, row, width)
             for tile in range(row * tiles_x + first, row * tiles_x + last):
-                tile_starts[tile + 1] += 1
-    pair_starts[n] = total
-    for tile in range(tiles_x * tiles_y):
-        tile_starts[tile + 1] += tile_starts[tile]
-    cursors = tile_starts[:-1].copy()
-    pair_ranks = np.empty(total, np.int32)
-    gaussian_pairs = np.empty(total, np.int32)
-    j = 0
-    k = 0
-    for rank in range(n):
-        for row in range(tile_rows[rank, 0], tile_rows[rank, 1]):
-            for tile in range(row * tiles_x + spans[j, 0], row * tiles_x + spans[j, 1]):
-                spot = cursors[tile]
-                cursors[tile] = spot + 1
-                pair_ranks[spot] = rank
-                gaussian_pairs[k] = spot
+                place = places[tile]
+                places[tile] = place + 1
+                pair_ranks[place] = rank
+                gaussian_pairs[k] = place
                 k += 1
-            j += 1
-    return tile_starts, pair_ranks, pair_starts, gaussian_pairs
 
 
 @inline
@@ -257,7 +290,7 @@ def blend(
 ):
     """Blends tiles begin..end front to back."""
     size = records.shape[1]
-    groups = (size - HEADER) // 4
+    groups = (channels + with_depth + 3) // 4
     tiles_x = (width + TILE - 1) // TILE
     column = lane_numbers(1, TILE)
     row = lane_numbers(TILE, TILE)
@@ -325,7 +358,7 @@ def blend_backward(
     v_features,  # [H * W * C]
     v_depth,  # [H * W]
     v_alpha,  # [H * W]
-    v_pairs,  # out [M, 8 + 4 * groups]
+    v_pairs,  # out [M, record size]
 ):
     """Gradient records of the pairs of tiles begin..end.
 
@@ -333,7 +366,7 @@ def blend_backward(
     s dx dy, s dy dy, abs y; and the gradients of the channels. abs x is |s (2 A dx + B dy)|, abs y likewise.
     """
     size = records.shape[1]
-    groups = (size - HEADER) // 4
+    groups = (channels + with_depth + 3) // 4
     tiles_x = (width + TILE - 1) // TILE
     column = lane_numbers(1, TILE)
     row = lane_numbers(TILE, TILE)
@@ -371,16 +404,16 @@ def blend_backward(
         behind = load(initial, LANES)  # what lies behind the current Gaussian, weighted with its gradient
         last = load(last_of, 0)
         for pair in range(final_pair + 1, tile_starts[tile + 1]):
-            for k in range(size):
-                v_pairs[pair, k] = 0.0
+            for k in range(0, size, LANES):
+                store(v_pairs, np.int64(pair) * size + k, zero)
         for pair in range(min(final_pair, tile_starts[tile + 1] - 1), tile_starts[tile] - 1, -1):
             at = np.int64(pair_ranks[pair]) * size
             out = np.int64(pair) * size
             dx, dy, power, form = _exponent(records, at, x, y)
             taken = (power >= _LOWEST_LEVEL) & (form >= 0.0) & not_above(broadcast_int(pair), last)
             if not any_lane(taken):
-                for k in range(size):
-                    v_pairs[pair, k] = 0.0
+                for k in range(0, size, LANES):
+                    store(v_pairs, out + k, zero)
                 continue
             raw = exp2(maximum(power, -20.0))
             opaque = minimum(raw, _MAX_ALPHA)
@@ -420,7 +453,7 @@ def blend_backward(
 def gather_gradients(
     begin,
     end,
-    order,
+    ranks,  # [N]
     pair_starts,
     gaussian_pairs,
     v_pairs,
@@ -429,27 +462,31 @@ def gather_gradients(
     channels,
     with_depth,
     with_abs,
-    v_means2d,  # out [N * 2], and so on: zero where no Gaussian is visible
+    v_means2d,  # out [N * 2]
     v_abs,  # out [N * 2]; touched only with_abs
-    v_conics,
-    v_opacities,
-    v_colors,
-    v_depths,
+    v_conics,  # out [N * 3]
+    v_opacities,  # out [N]
+    v_colors,  # out [N * C]
+    v_depths,  # out [N]
 ):
-    """Sums the gradient records of the Gaussians order[begin:end] and turns them into gradients of their parameters."""
+    """Sums the gradient records of Gaussians begin..end and turns them into gradients of their parameters."""
     size = v_pairs.shape[1]
     total = np.empty(size, np.float32)
-    for rank in range(begin, end):
-        i = np.int64(order[rank])
-        for k in range(0, size, 4):
-            sums = broadcast4(0.0)
-            for j in range(pair_starts[rank], pair_starts[rank + 1]):
-                sums = sums + load4(v_pairs, np.int64(load_scalar(gaussian_pairs, j)) * size + k)
-            store(total, k, sums)
+    for i in range(begin, end):
+        rank = ranks[i]
+        if rank >= 0:
+            for k in range(0, size, LANES):
+                sums = broadcast(0.0)
+                for j in range(pair_starts[rank], pair_starts[rank + 1]):
+                    sums += load(v_pairs, np.int64(load_scalar(gaussian_pairs, j)) * size + k)
+                store(total, k, sums)
+            v_opacities[i] = -total[0] / opacities[i]
+        else:
+            total[:] = 0.0
+            v_opacities[i] = 0.0
         a = conics[3 * i]
         b = conics[3 * i + 1]
         c = conics[3 * i + 2]
-        v_opacities[i] = -total[0] / opacities[i]
         v_means2d[2 * i] = -(a * total[1] + b * total[2])
         v_means2d[2 * i + 1] = -(b * total[1] + c * total[2])
         v_conics[3 * i] = np.float32(0.5) * total[4]
@@ -460,5 +497,4 @@ def gather_gradients(
             v_abs[2 * i + 1] = total[7] / np.float32(_LOG2_E)
         for k in range(channels):
             v_colors[i * channels + k] = total[HEADER + k]
-        if with_depth:
-            v_depths[i] = total[HEADER + channels]
+        v_depths[i] = total[HEADER + channels] if with_depth else np.float32(0.0)
