@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from lrf_nerfstudio.splatting.harmonics import MAX_SH_DEGREE, evaluate_sh
+from lrf_nerfstudio.splatting.settings import RasterSettings
 
 Backend = Literal["auto", "cpu", "cuda"]
+Rendering = tuple[Tensor, Tensor | None, Tensor, dict[str, Any]]
 
 
 def rasterize(
@@ -33,15 +35,17 @@ def rasterize(
     absgrad: bool = False,
     antialiased: bool = False,
     backend: Backend = "auto",
-) -> tuple[Tensor, Tensor | None, Tensor, dict[str, Any]]:
+) -> Rendering:
     """Renders N Gaussians with C-channel features into B pinhole cameras (3DGS, Kerbl et al. 2023).
 
-    The conventions are gsplat's: pixel centres at .5, `eps2d` square pixels added to every projected covariance, Gaussians
-    blended nearest first, alpha at most 0.999 and skipped below 1/255, a pixel closed before its transmittance falls to
-    1e-4, culling by a radius of three standard deviations. Gradients flow to every tensor argument but `Ks`. On the CPU
-    a Gaussian is evaluated wherever its alpha reaches 1/255 (gsplat drops pixels in tiles that the three-sigma square
-    does not touch), and Gaussians with NaN or inf in any number are invisible; results are the same, bit for bit, at
-    every run and with any number of threads.
+    The conventions are gsplat's: pixel centres at .5, `eps2d` square pixels added to every projected covariance,
+    Gaussians blended nearest first, alpha at most 0.999 and skipped below 1/255, a pixel closed before its
+    transmittance falls to 1e-4, culling by a radius of three standard deviations. Gradients flow to every tensor
+    argument but `Ks`.
+
+    On the CPU a Gaussian is evaluated wherever its alpha reaches 1/255 (gsplat leaves out the tiles that its
+    three-sigma square does not touch), and Gaussians with NaN or inf in any number are invisible. Results are the same,
+    bit for bit, at every run. `torch.set_num_threads` sets the number of threads.
 
     Args:
         means: Centres in the world [N, 3].
@@ -53,8 +57,8 @@ def rasterize(
         Ks: Intrinsics in pixels of the rendered grid [B, 3, 3]; skew is ignored.
         width: Columns W of the grid.
         height: Rows H of the grid.
-        sh_degree: Degree 0-3 of the harmonics that are used, K >= (sh_degree + 1)^2; None: plain features. The result is
-            not shifted or clamped, since latents are unbounded.
+        sh_degree: Degree 0-3 of the harmonics that are used, K >= (sh_degree + 1)^2; None: plain features. The result
+            is not shifted or clamped, since latents are unbounded.
         near_plane: Gaussians with a smaller z in the camera are skipped.
         far_plane: And those with a larger one.
         eps2d: Added to the diagonal of projected covariances, square pixels.
@@ -75,7 +79,7 @@ def rasterize(
           Gaussian. `radii` has the shape that the installed gsplat uses: [B, N] up to 1.4, [B, N, 2] from 1.5 on.
 
     Raises:
-        AssertionError: A tensor has the wrong shape; the message shows it.
+        AssertionError: A tensor has the wrong shape, dtype (not float32) or device; the message shows it.
     """
     n, n_cameras = len(means), len(viewmats)
     assert means.shape == (n, 3), f"means must be [N, 3]: {tuple(means.shape)}"
@@ -101,84 +105,66 @@ def rasterize(
         assert backgrounds.shape == (n_cameras, channels), (
             f"backgrounds must be [B, C] = [{n_cameras}, {channels}]: {tuple(backgrounds.shape)}"
         )
+    tensors = {"means": means, "quats": quats, "scales": scales, "opacities": opacities, "features": features}
+    tensors |= {"viewmats": viewmats, "Ks": Ks} | ({} if backgrounds is None else {"backgrounds": backgrounds})
+    for name, tensor in tensors.items():
+        assert tensor.dtype == torch.float32, f"{name} must be float32: {tensor.dtype}"
+        assert tensor.device == means.device, f"{name} must be on the device of means, {means.device}: {tensor.device}"
     assert backend in ("auto", "cpu", "cuda"), f'backend must be "auto", "cpu" or "cuda", not {backend!r}'
     if backend == "auto":
         backend = "cuda" if means.is_cuda else "cpu"
     assert means.device.type == backend, f"backend {backend!r} cannot take tensors on {means.device}"
 
     function = _rasterize_cuda if backend == "cuda" else _rasterize_cpu
-    return function(
-        means,
-        quats,
-        scales,
-        opacities,
-        features,
-        viewmats,
-        Ks,
+    settings = RasterSettings(
         int(width),
         int(height),
-        sh_degree=sh_degree,
-        near_plane=near_plane,
-        far_plane=far_plane,
-        eps2d=eps2d,
-        radius_clip=radius_clip,
-        backgrounds=backgrounds,
-        render_depth=render_depth,
-        absgrad=absgrad,
-        antialiased=antialiased,
+        sh_degree,
+        near_plane,
+        far_plane,
+        eps2d,
+        radius_clip,
+        render_depth,
+        absgrad,
+        antialiased,
     )
+    return function(means, quats, scales, opacities, features, viewmats, Ks, backgrounds, settings)
 
 
 @functools.cache
 def _gsplat_has_scalar_radii() -> bool:
     """Whether the installed gsplat's strategies expect one radius per Gaussian; since 1.5 they expect one per axis."""
-    try:
-        major, minor = importlib.metadata.version("gsplat").split(".")[:2]
-    except importlib.metadata.PackageNotFoundError:
-        return True
+    major, minor = importlib.metadata.version("gsplat").split(".")[:2]
     return (int(major), int(minor)) < (1, 5)
 
 
 def _rasterize_cpu(
-    means,
-    quats,
-    scales,
-    opacities,
-    features,
-    viewmats,
-    Ks,
-    width,
-    height,
-    *,
-    sh_degree,
-    near_plane,
-    far_plane,
-    eps2d,
-    radius_clip,
-    backgrounds,
-    render_depth,
-    absgrad,
-    antialiased,
-):
-    from lrf_nerfstudio.splatting.cpu.autograd import Blend, Project, ProjectionSettings
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    features: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    backgrounds: Tensor | None,
+    settings: RasterSettings,
+) -> Rendering:
+    from lrf_nerfstudio.splatting.cpu.autograd import Blend, Project
 
     n_cameras, n = len(viewmats), len(means)
     positions = torch.inverse(viewmats)[:, :3, 3]
-    settings = ProjectionSettings(width, height, near_plane, far_plane, eps2d, radius_clip, sh_degree)
     radii, means2d, depths, conics, compensations, colors = Project.apply(
         means, quats, scales, opacities, features, viewmats, positions, Ks, settings
     )
     opacities = opacities.expand(n_cameras, n)
-    if antialiased:
+    if settings.antialiased:
         opacities = opacities * compensations
-    if sh_degree is None:
+    if settings.sh_degree is None:
         colors = features.expand(n_cameras, *features.shape)
-    image, depth, alpha = Blend.apply(
-        means2d, conics, opacities, colors, depths, backgrounds, radii, (width, height), render_depth, absgrad
-    )
+    image, depth, alpha = Blend.apply(means2d, conics, opacities, colors, depths, backgrounds, radii, settings)
     info = {
-        "width": width,
-        "height": height,
+        "width": settings.width,
+        "height": settings.height,
         "n_cameras": n_cameras,
         "camera_ids": None,
         "gaussian_ids": None,
@@ -188,59 +174,48 @@ def _rasterize_cpu(
         "conics": conics,
         "opacities": opacities,
     }
-    return image, depth if render_depth else None, alpha, info
+    return image, depth if settings.render_depth else None, alpha, info
 
 
 def _rasterize_cuda(
-    means,
-    quats,
-    scales,
-    opacities,
-    features,
-    viewmats,
-    Ks,
-    width,
-    height,
-    *,
-    sh_degree,
-    near_plane,
-    far_plane,
-    eps2d,
-    radius_clip,
-    backgrounds,
-    render_depth,
-    absgrad,
-    antialiased,
-):
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    features: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    backgrounds: Tensor | None,
+    settings: RasterSettings,
+) -> Rendering:
     from gsplat import rasterization
 
-    n_cameras, n = len(viewmats), len(means)
-    if sh_degree is None:
-        colors = features.expand(n_cameras, *features.shape)
+    if settings.sh_degree is None:
+        colors = features.expand(len(viewmats), *features.shape)
     else:
         positions = torch.inverse(viewmats)[:, :3, 3]
-        colors = torch.stack([evaluate_sh(sh_degree, means - position, features) for position in positions])
+        colors = torch.stack([evaluate_sh(settings.sh_degree, means - position, features) for position in positions])
     rendered, alpha, info = rasterization(
         means=means,
         quats=quats,
         scales=scales,
         opacities=opacities,
-        colors=colors,  # [B, N, C]
+        colors=colors,  # [B, N, C]; gsplat's own harmonics have three channels, + 0.5, and a clamp
         viewmats=viewmats,
         Ks=Ks,
-        width=width,
-        height=height,
-        near_plane=near_plane,
-        far_plane=far_plane,
-        radius_clip=radius_clip,
-        eps2d=eps2d,
+        width=settings.width,
+        height=settings.height,
+        near_plane=settings.near_plane,
+        far_plane=settings.far_plane,
+        radius_clip=settings.radius_clip,
+        eps2d=settings.eps2d,
         sh_degree=None,
         packed=False,
         backgrounds=backgrounds,
-        render_mode="RGB+ED" if render_depth else "RGB",
-        absgrad=absgrad,
-        rasterize_mode="antialiased" if antialiased else "classic",
+        render_mode="RGB+ED" if settings.render_depth else "RGB",
+        absgrad=settings.absgrad,
+        rasterize_mode="antialiased" if settings.antialiased else "classic",
     )
-    if not render_depth:
+    if not settings.render_depth:
         return rendered, None, alpha, info
     return rendered[..., :-1], rendered[..., -1:], alpha, info

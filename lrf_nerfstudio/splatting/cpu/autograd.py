@@ -1,60 +1,74 @@
 """The CPU kernels as differentiable PyTorch functions."""
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import Function
 
 from lrf_nerfstudio.splatting.cpu import projection_kernels, threads, tile_kernels
 from lrf_nerfstudio.splatting.cpu.simd import LANES
+from lrf_nerfstudio.splatting.settings import RasterSettings
 
 
-@dataclass(frozen=True)
-class ProjectionSettings:
-    """What a projection depends on besides tensors; see `rasterize`."""
-
-    width: int
-    height: int
-    near_plane: float
-    far_plane: float
-    eps2d: float
-    radius_clip: float
-    sh_degree: int | None
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
-def _flat(tensor: Tensor):
-    """A float32 tensor on the CPU as flat numpy array, without a copy where it is contiguous."""
-    return tensor.detach().contiguous().view(-1).numpy()
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")
 
 
-def _camera_arrays(viewmats: Tensor, Ks: Tensor, positions: Tensor):
-    """Arrays of CAMERA_SIZE floats for the projection kernels, [B, CAMERA_SIZE]."""
-    n_cameras = len(viewmats)
-    intrinsics = torch.stack([Ks[:, 0, 0], Ks[:, 1, 1], Ks[:, 0, 2], Ks[:, 1, 2]], dim=-1)
-    parts = [viewmats[:, :3, :3].reshape(n_cameras, 9), viewmats[:, :3, 3], intrinsics, positions]
-    return torch.cat(parts, dim=-1).detach().numpy()
+def _rows(tensor: Tensor, n: int) -> NDArray[Any]:
+    """A tensor as numpy array of n flat rows, without a copy where it is contiguous."""
+    return tensor.detach().contiguous().numpy().reshape(n, -1)
+
+
+def _flat(tensor: Tensor) -> NDArray[Any]:
+    return _rows(tensor, 1)[0]
+
+
+def _camera_rows(viewmats: Tensor, Ks: Tensor, positions: Tensor) -> NDArray[np.float32]:
+    """What the projection kernels need of cameras, [B, CAMERA_SIZE]."""
+    poses, intrinsics = _rows(viewmats, len(viewmats)), _rows(Ks, len(Ks))
+    parts = [poses[:, [0, 1, 2, 4, 5, 6, 8, 9, 10]], poses[:, [3, 7, 11]], intrinsics[:, [0, 4, 2, 5]]]
+    return np.ascontiguousarray(np.concatenate([*parts, _rows(positions, len(positions))], axis=-1))
 
 
 class Project(Function):
-    """EWA projection and harmonics; see `project`."""
+    """EWA projection and harmonics.
+
+    Takes means [N, 3], quats [N, 4], scales [N, 3], opacities [N] (looked at for NaN and inf only), features as in
+    `rasterize`, viewmats [B, 4, 4], camera positions [B, 3], Ks and settings. Gives radii [B, N], means2d [B, N, 2],
+    depths [B, N], conics [B, N, 3], antialiasing compensations [B, N], and colors [B, N, C] if features are harmonics.
+    Gradients flow to all but opacities (whose gradient comes from blending) and Ks, and to plain features not here.
+    """
 
     @staticmethod
-    def forward(ctx, means, quats, scales, opacities, features, viewmats, positions, Ks, settings: ProjectionSettings):
-        n_cameras, n = len(viewmats), len(means)
-        with_harmonics = settings.sh_degree is not None
-        channels = features.shape[-1]
-        degree = settings.sh_degree if with_harmonics else -1
-        n_coefficients = features.shape[1] if with_harmonics else 1
-        cameras = _camera_arrays(viewmats, Ks, positions)
-        radii = torch.empty(n_cameras, n, dtype=torch.int32)
-        means2d = torch.empty(n_cameras, n, 2)
-        depths = torch.empty(n_cameras, n)
-        conics = torch.empty(n_cameras, n, 3)
-        compensations = torch.empty(n_cameras, n)
-        colors = torch.empty(n_cameras, n if with_harmonics else 0, channels)
+    def forward(
+        ctx: Any,
+        means: Tensor,
+        quats: Tensor,
+        scales: Tensor,
+        opacities: Tensor,
+        features: Tensor,
+        viewmats: Tensor,
+        positions: Tensor,
+        Ks: Tensor,
+        settings: RasterSettings,
+    ) -> tuple[Tensor, ...]:
+        n_cameras, n, channels = len(viewmats), len(means), features.shape[-1]
+        degree = -1 if settings.sh_degree is None else settings.sh_degree
+        n_coefficients = features.shape[1] if degree >= 0 else 1
+        cameras = _camera_rows(viewmats, Ks, positions)
+        radii = _empty(n_cameras, n, dtype=torch.int32)
+        means2d, depths, conics = _empty(n_cameras, n, 2), _empty(n_cameras, n), _empty(n_cameras, n, 3)
+        compensations = _empty(n_cameras, n)
+        colors = _empty(n_cameras, n if degree >= 0 else 0, channels)
         inputs = [_flat(tensor) for tensor in (means, quats, scales, opacities, features)]
+        outputs = [_rows(tensor, n_cameras) for tensor in (radii, means2d, depths, conics, compensations, colors)]
         for b in range(n_cameras):
             threads.run(
                 projection_kernels.project,
@@ -70,34 +84,35 @@ class Project(Function):
                 degree,
                 n_coefficients,
                 channels,
-                *(_flat(tensor[b]) for tensor in (radii, means2d, depths, conics, compensations, colors)),
+                *(rows[b] for rows in outputs),
             )
         ctx.save_for_backward(means, quats, scales, features, radii)
-        ctx.cameras = cameras
-        ctx.settings = settings
-        ctx.shape = (degree, n_coefficients, channels)
+        ctx.cameras, ctx.settings = cameras, settings
         ctx.mark_non_differentiable(radii)
         ctx.set_materialize_grads(False)
         return radii, means2d, depths, conics, compensations, colors
 
     @staticmethod
-    def backward(ctx, _v_radii, v_means2d, v_depths, v_conics, v_compensations, v_colors):
+    def backward(ctx: Any, *v_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         means, quats, scales, features, radii = ctx.saved_tensors
         settings = ctx.settings
         n_cameras, n = radii.shape
-        degree, n_coefficients, channels = ctx.shape
-
-        def given(gradient, *shape):
-            return gradient if gradient is not None else torch.zeros(n_cameras, n, *shape)
-
-        v_outputs = (given(v_means2d, 2), given(v_depths), given(v_conics, 3), given(v_compensations))
-        v_colors = given(v_colors, channels) if degree >= 0 else torch.empty(n_cameras, 0)
-        v_means, v_quats, v_scales = torch.empty(n, 3), torch.empty(n, 4), torch.empty(n, 3)
-        v_features = torch.empty(features.shape) if degree >= 0 else torch.empty(0)
-        ranges = threads.even_ranges(n, projection_kernels.CHUNK)
-        v_cameras = torch.zeros(n_cameras, len(ranges), 15)
+        channels = features.shape[-1]
+        degree = -1 if settings.sh_degree is None else settings.sh_degree
+        n_coefficients = features.shape[1] if degree >= 0 else 1
         inputs = [_flat(tensor) for tensor in (means, quats, scales, features)]
-        gradients = [_flat(tensor) for tensor in (v_means, v_quats, v_scales, v_features)]
+        shapes = [(n, 2), (n,), (n, 3), (n,), (n, channels) if degree >= 0 else (0, channels)]
+        given = [
+            gradient if gradient is not None else _zeros(n_cameras, *shape)
+            for gradient, shape in zip(v_outputs[1:], shapes, strict=True)
+        ]
+        outputs = [_rows(tensor, n_cameras) for tensor in (radii, *given)]
+        v_means, v_quats, v_scales = _empty(n, 3), _empty(n, 4), _empty(n, 3)
+        v_features = _empty(*features.shape) if degree >= 0 else None
+        gradients = [_flat(tensor) for tensor in (v_means, v_quats, v_scales)]
+        gradients.append(_flat(v_features) if v_features is not None else np.empty(0, np.float32))
+        ranges = threads.even_ranges(n, projection_kernels.CHUNK)
+        v_cameras = np.zeros((n_cameras, len(ranges), 15), np.float32)
         for b in range(n_cameras):
             threads.run(
                 projection_kernels.project_backward,
@@ -110,126 +125,114 @@ class Project(Function):
                 degree,
                 n_coefficients,
                 channels,
-                *(_flat(tensor[b]) for tensor in (radii, *v_outputs, v_colors)),
+                *(rows[b] for rows in outputs),
                 b > 0,
                 *gradients,
-                v_cameras[b].numpy(),
+                v_cameras[b],
             )
-        v_viewmats = v_positions = None
-        if ctx.needs_input_grad[5] or ctx.needs_input_grad[6]:
-            v_camera = v_cameras.sum(dim=1)
-            v_viewmats = torch.zeros(n_cameras, 4, 4)
-            v_viewmats[:, :3, :3] = v_camera[:, :9].view(-1, 3, 3)
-            v_viewmats[:, :3, 3] = v_camera[:, 9:12]
-            v_positions = v_camera[:, 12:]
-        v_features = v_features if degree >= 0 else None
-        return v_means, v_quats, v_scales, None, v_features, v_viewmats, v_positions, None, None
+        v_camera = torch.from_numpy(v_cameras.sum(axis=1))
+        v_viewmats = _zeros(n_cameras, 4, 4)
+        v_viewmats[:, :3, :3] = v_camera[:, :9].view(-1, 3, 3)
+        v_viewmats[:, :3, 3] = v_camera[:, 9:12]
+        return v_means, v_quats, v_scales, None, v_features, v_viewmats, v_camera[:, 12:], None, None
 
 
 class Blend(Function):
-    """Alpha blending of projected Gaussians; see `blend`."""
+    """Alpha blending of projected Gaussians.
+
+    Takes means2d [B, N, 2], conics [B, N, 3], opacities [B, N], colors [B, N, C], depths [B, N], backgrounds [B, C] or
+    None, radii [B, N] and settings. Gives features [B, H, W, C], expected depth [B, H, W, 1] (if asked for) and alpha
+    [B, H, W, 1]. Gradients flow to all of the former but radii.
+    """
 
     @staticmethod
-    def forward(ctx, means2d, conics, opacities, colors, depths, backgrounds, radii, size, with_depth, absgrad):
-        width, height = size
-        n_cameras = len(means2d)
-        channels = colors.shape[-1]
-        record_size = -(-(tile_kernels.HEADER + channels + with_depth) // LANES) * LANES
-        features = torch.empty(n_cameras, height, width, channels)
-        depth = torch.empty(n_cameras, height, width if with_depth else 0, 1)
-        alpha = torch.empty(n_cameras, height, width, 1)
-        transmittance = torch.empty(n_cameras, height, width)
-        last_pairs = torch.empty(n_cameras, height, width, dtype=torch.int32)
-        background = backgrounds if backgrounds is not None else torch.zeros(n_cameras, channels)
-        n_tiles = -(-width // tile_kernels.TILE) * -(-height // tile_kernels.TILE)
-        tile_ranges = threads.even_ranges(n_tiles, tile_kernels.TILES_AT_ONCE)
+    def forward(
+        ctx: Any,
+        means2d: Tensor,
+        conics: Tensor,
+        opacities: Tensor,
+        colors: Tensor,
+        depths: Tensor,
+        backgrounds: Tensor | None,
+        radii: Tensor,
+        settings: RasterSettings,
+    ) -> tuple[Tensor, ...]:
+        n_cameras, channels = len(means2d), colors.shape[-1]
+        width, height, with_depth = settings.width, settings.height, settings.render_depth
+        features = _empty(n_cameras, height, width, channels)
+        depth = _empty(n_cameras, height, width if with_depth else 0, 1)
+        alpha = _empty(n_cameras, height, width, 1)
+        transmittances = np.empty((n_cameras, height * width), np.float32)
+        last_pairs = np.empty((n_cameras, height * width), np.int32)
+        background = backgrounds if backgrounds is not None else _zeros(n_cameras, channels)
+        inputs = [_rows(tensor, n_cameras) for tensor in (means2d, conics, opacities, colors, depths)]
+        outputs = [_rows(tensor, n_cameras) for tensor in (features, depth, alpha)]
+        background_rows, radius_rows = _rows(background, n_cameras), _rows(radii, n_cameras)
         lists = []
         for b in range(n_cameras):
-            order, ranks = tile_kernels.depth_order(_flat(radii[b]), _flat(depths[b]), _flat(opacities[b]))
-            ranges = threads.even_ranges(len(order), tile_kernels.CHUNK)
-            records = torch.empty(len(order), record_size).numpy()
-            pair_counts = np.empty(len(order), np.int32)
-            tile_counts = np.empty((len(ranges), n_tiles), np.int32)
-            threads.run(
-                tile_kernels.pack,
-                ranges,
-                order,
-                *(_flat(tensor[b]) for tensor in (means2d, conics, opacities, colors, depths)),
-                channels,
-                with_depth,
-                width,
-                height,
-                records,
-                pair_counts,
-                tile_counts,
-            )
-            tile_starts, pair_starts = tile_kernels.lay_out_pairs(pair_counts, tile_counts)
-            pair_ranks = np.empty(tile_starts[-1], np.int32)
-            gaussian_pairs = np.empty(tile_starts[-1], np.int32)
-            threads.run(
-                tile_kernels.list_pairs,
-                ranges,
-                records,
-                pair_starts,
-                width,
-                height,
-                tile_counts,
-                pair_ranks,
-                gaussian_pairs,
-            )
+            binned = _bin(radius_rows[b], *(rows[b] for rows in inputs), channels, settings)
+            records, _, tile_starts, pair_ranks, _, _ = binned
+            lists.append(binned)
             threads.run(
                 tile_kernels.blend,
-                tile_ranges,
+                _tile_ranges(settings),
                 records,
                 tile_starts,
                 pair_ranks,
-                _flat(background[b]),
+                background_rows[b],
                 channels,
                 with_depth,
                 width,
                 height,
-                *(_flat(tensor[b]) for tensor in (features, depth, alpha, transmittance, last_pairs)),
+                *(rows[b] for rows in outputs),
+                transmittances[b],
+                last_pairs[b],
             )
-            lists.append((ranks, records, tile_starts, pair_ranks, pair_starts, gaussian_pairs))
         ctx.save_for_backward(means2d, conics, opacities, colors, depth, alpha, background)
-        ctx.buffers = (transmittance, last_pairs, lists)
-        ctx.options = (width, height, with_depth, absgrad)
+        ctx.buffers = (transmittances, last_pairs, lists)
+        ctx.settings = settings
         ctx.set_materialize_grads(False)
         return features, depth, alpha
 
     @staticmethod
-    def backward(ctx, v_features, v_depth, v_alpha):
+    def backward(ctx: Any, *v_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         means2d, conics, opacities, colors, depth, alpha, background = ctx.saved_tensors
-        transmittance, last_pairs, lists = ctx.buffers
-        width, height, with_depth, absgrad = ctx.options
+        transmittances, last_pairs, lists = ctx.buffers
+        settings = ctx.settings
+        width, height, with_depth, absgrad = settings.width, settings.height, settings.render_depth, settings.absgrad
         n_cameras, n, channels = colors.shape
-
-        def given(gradient, *shape):
-            return gradient if gradient is not None else torch.zeros(n_cameras, height, width, *shape)
-
-        v_features, v_depth, v_alpha = given(v_features, channels), given(v_depth, 1), given(v_alpha, 1)
-        v_means2d, v_conics = torch.empty(n_cameras, n, 2), torch.empty(n_cameras, n, 3)
-        v_opacities, v_depths = torch.empty(n_cameras, n), torch.empty(n_cameras, n)
-        v_colors = torch.empty(n_cameras, n, channels)
-        v_abs = torch.empty(n_cameras, n if absgrad else 0, 2)
-        n_tiles = -(-width // tile_kernels.TILE) * -(-height // tile_kernels.TILE)
-        tile_ranges = threads.even_ranges(n_tiles, tile_kernels.TILES_AT_ONCE)
-        for b, (ranks, records, tile_starts, pair_ranks, pair_starts, gaussian_pairs) in enumerate(lists):
-            v_pairs = torch.empty(len(pair_ranks), records.shape[1]).numpy()
+        v_features, v_depth, v_alpha = (
+            gradient if gradient is not None else _zeros(n_cameras, height, width, size)
+            for gradient, size in zip(v_outputs, (channels, 1, 1), strict=True)
+        )
+        inputs = [_rows(tensor, n_cameras) for tensor in (conics, opacities)]
+        images = [_rows(tensor, n_cameras) for tensor in (depth, alpha)]
+        v_images = [_rows(tensor, n_cameras) for tensor in (v_features, v_depth, v_alpha)]
+        v_means2d, v_conics, v_opacities = _empty(n_cameras, n, 2), _empty(n_cameras, n, 3), _empty(n_cameras, n)
+        v_colors, v_depths = _empty(n_cameras, n, channels), _empty(n_cameras, n)
+        v_abs = _empty(n_cameras, n if absgrad else 0, 2)
+        gradients = [
+            _rows(tensor, n_cameras) for tensor in (v_means2d, v_abs, v_conics, v_opacities, v_colors, v_depths)
+        ]
+        background_rows = _rows(background, n_cameras)
+        for b, (records, ranks, tile_starts, pair_ranks, pair_starts, gaussian_pairs) in enumerate(lists):
+            v_pairs = _empty(len(pair_ranks), records.shape[1]).numpy()
             threads.run(
                 tile_kernels.blend_backward,
-                tile_ranges,
+                _tile_ranges(settings),
                 records,
                 tile_starts,
                 pair_ranks,
-                _flat(background[b]),
+                background_rows[b],
                 channels,
                 with_depth,
                 absgrad,
                 width,
                 height,
-                *(_flat(tensor[b]) for tensor in (depth, alpha, transmittance, last_pairs)),
-                *(_flat(tensor[b]) for tensor in (v_features, v_depth, v_alpha)),
+                *(rows[b] for rows in images),
+                transmittances[b],
+                last_pairs[b],
+                *(rows[b] for rows in v_images),
                 v_pairs,
             )
             threads.run(
@@ -239,16 +242,73 @@ class Blend(Function):
                 pair_starts,
                 gaussian_pairs,
                 v_pairs,
-                _flat(conics[b]),
-                _flat(opacities[b]),
+                *(rows[b] for rows in inputs),
                 channels,
                 with_depth,
                 absgrad,
-                *(_flat(tensor[b]) for tensor in (v_means2d, v_abs, v_conics, v_opacities, v_colors, v_depths)),
+                *(rows[b] for rows in gradients),
             )
         if absgrad:
             means2d.absgrad = v_abs
         v_backgrounds = None
         if ctx.needs_input_grad[5]:
-            v_backgrounds = torch.einsum("bhw,bhwc->bc", transmittance, v_features)
-        return v_means2d, v_conics, v_opacities, v_colors, v_depths, v_backgrounds, None, None, None, None
+            through = torch.from_numpy(transmittances).view(n_cameras, height, width, 1)
+            v_backgrounds = (through * v_features).sum(dim=(1, 2))
+        return v_means2d, v_conics, v_opacities, v_colors, v_depths, v_backgrounds, None, None
+
+
+def _tile_count(settings: RasterSettings) -> int:
+    tile = tile_kernels.TILE
+    return -(-settings.width // tile) * -(-settings.height // tile)
+
+
+def _tile_ranges(settings: RasterSettings) -> list[tuple[int, int]]:
+    return threads.even_ranges(_tile_count(settings), tile_kernels.TILES_AT_ONCE)
+
+
+def _bin(
+    radii: NDArray[np.int32],
+    means2d: NDArray[np.float32],
+    conics: NDArray[np.float32],
+    opacities: NDArray[np.float32],
+    colors: NDArray[np.float32],
+    depths: NDArray[np.float32],
+    channels: int,
+    settings: RasterSettings,
+) -> tuple[NDArray[Any], ...]:
+    """Sorts the Gaussians of one camera by depth and into tiles.
+
+    Returns:
+        Records [V, record size], ranks [N], tile starts [tiles + 1], the rank of every pair of Gaussian and tile [M],
+        pair starts [V + 1] and the pairs of every Gaussian [M]; see `tile_kernels`.
+    """
+    with_depth, width, height = settings.render_depth, settings.width, settings.height
+    order, ranks = tile_kernels.depth_order(radii, depths, opacities)
+    ranges = threads.even_ranges(len(order), tile_kernels.CHUNK)
+    record_size = -(-(tile_kernels.HEADER + channels + with_depth) // LANES) * LANES
+    records = _empty(len(order), record_size).numpy()  # aligned to cache lines
+    pair_counts = np.empty(len(order), np.int32)
+    tile_counts = np.empty((len(ranges), _tile_count(settings)), np.int32)
+    threads.run(
+        tile_kernels.pack,
+        ranges,
+        order,
+        means2d,
+        conics,
+        opacities,
+        colors,
+        depths,
+        channels,
+        with_depth,
+        width,
+        height,
+        records,
+        pair_counts,
+        tile_counts,
+    )
+    tile_starts, pair_starts = tile_kernels.lay_out_pairs(pair_counts, tile_counts)
+    pair_ranks, gaussian_pairs = np.empty(tile_starts[-1], np.int32), np.empty(tile_starts[-1], np.int32)
+    threads.run(
+        tile_kernels.list_pairs, ranges, records, pair_starts, width, height, tile_counts, pair_ranks, gaussian_pairs
+    )
+    return records, ranks, tile_starts, pair_ranks, pair_starts, gaussian_pairs
