@@ -45,7 +45,7 @@ def rasterize(
 
     On the CPU a Gaussian is evaluated wherever its alpha reaches 1/255 (gsplat leaves out the tiles that its
     three-sigma square does not touch), and Gaussians with NaN or inf in any number are invisible. Results are the same,
-    bit for bit, at every run. `torch.set_num_threads` sets the number of threads.
+    bit for bit, at every run and with any number of threads.
 
     Args:
         means: Centres in the world [N, 3].

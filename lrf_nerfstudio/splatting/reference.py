@@ -43,8 +43,8 @@ def project_reference(
     """EWA projection into one camera (Zwicker et al. 2002; 3DGS, section 4).
 
     Returns:
-        means2d [N, 2] in pixels, covariances [N, 2, 2] with `eps2d` on the diagonal, depths [N], the opacity compensation
-        [N] of antialiased rendering, and radii [N] in pixels (0: culled).
+        means2d [N, 2] in pixels, covariances [N, 2, 2] with `eps2d` on the diagonal, depths [N], the opacity
+        compensation [N] of antialiased rendering, and radii [N] in pixels (0: culled).
     """
     rotation, translation = viewmat[:3, :3], viewmat[:3, 3]
     x, y, z = (means @ rotation.T + translation).unbind(-1)

@@ -170,7 +170,7 @@ class Blend(Function):
         background_rows, radius_rows = _rows(background, n_cameras), _rows(radii, n_cameras)
         lists = []
         for b in range(n_cameras):
-            binned = _bin(radius_rows[b], *(rows[b] for rows in inputs), channels, settings)
+            binned = _bin(radius_rows[b], [rows[b] for rows in inputs], channels, settings)
             records, _, tile_starts, pair_ranks, _, _ = binned
             lists.append(binned)
             threads.run(
@@ -267,22 +267,22 @@ def _tile_ranges(settings: RasterSettings) -> list[tuple[int, int]]:
 
 
 def _bin(
-    radii: NDArray[np.int32],
-    means2d: NDArray[np.float32],
-    conics: NDArray[np.float32],
-    opacities: NDArray[np.float32],
-    colors: NDArray[np.float32],
-    depths: NDArray[np.float32],
-    channels: int,
-    settings: RasterSettings,
+    radii: NDArray[np.int32], gaussians: list[NDArray[np.float32]], channels: int, settings: RasterSettings
 ) -> tuple[NDArray[Any], ...]:
     """Sorts the Gaussians of one camera by depth and into tiles.
+
+    Args:
+        radii: [N].
+        gaussians: means2d, conics, opacities, colors and depths, flat.
+        channels: C.
+        settings: Size of the image, and whether depth is a channel.
 
     Returns:
         Records [V, record size], ranks [N], tile starts [tiles + 1], the rank of every pair of Gaussian and tile [M],
         pair starts [V + 1] and the pairs of every Gaussian [M]; see `tile_kernels`.
     """
     with_depth, width, height = settings.render_depth, settings.width, settings.height
+    _, _, opacities, _, depths = gaussians
     order, ranks = tile_kernels.depth_order(radii, depths, opacities)
     ranges = threads.even_ranges(len(order), tile_kernels.CHUNK)
     record_size = -(-(tile_kernels.HEADER + channels + with_depth) // LANES) * LANES
@@ -293,11 +293,7 @@ def _bin(
         tile_kernels.pack,
         ranges,
         order,
-        means2d,
-        conics,
-        opacities,
-        colors,
-        depths,
+        *gaussians,
         channels,
         with_depth,
         width,

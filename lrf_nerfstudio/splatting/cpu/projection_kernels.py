@@ -1,10 +1,11 @@
 """Kernels that project Gaussians into one camera (EWA splatting) and evaluate their harmonics, and the way back.
 
-Notation, for one Gaussian: R_q and S are rotation and scales, (R, t) is the camera, U = R R_q S, J the (clamped) Jacobian
-of the projection at the centre and P = J U, so that the projected covariance is P P^T + eps I. Working with the factors
-keeps the determinant a sum of squares, |P_0 x P_1|^2, which cannot come out negative. 16 Gaussians are worked on at once,
-one in each lane.
+Notation, for one Gaussian: R_q and S are rotation and scales, (R, t) is the camera, U = R R_q S, J the (clamped)
+Jacobian of the projection at the centre and P = J U, so that the projected covariance is P P^T + eps I. Working with
+the factors keeps the determinant a sum of squares, |P_0 x P_1|^2, which cannot come out negative. 16 Gaussians are
+worked on at once, one in each lane.
 """
+# mypy: allow-untyped-defs, allow-untyped-calls
 
 import numpy as np
 

@@ -1,13 +1,14 @@
 """Explicit SIMD for numba: vectors of float32 and int32 as values inside kernels.
 
-LLVM vectorises a loop over pixels only when it can prove a great deal; here the vectors are spelled out instead, so that
-the kernels are vector code on every machine (one AVX-512 register, two AVX ones or four NEON ones hold the 16 lanes).
-No fast-math flag is used: multiply-adds are fused where the source says `fma`, NaN and inf behave as in IEEE 754, and two
-kernels that evaluate the same expression get the same bits.
+LLVM vectorises a loop over pixels only when it can prove a great deal; here the vectors are spelled out instead, so
+that the kernels are vector code on every machine (one AVX-512 register, two AVX ones or four NEON ones hold the 16
+lanes). No fast-math flag is used: multiply-adds are fused where the source says `fma`, NaN and inf behave as in
+IEEE 754, and two kernels that evaluate the same expression get the same bits.
 
-Inside a kernel, `+ - * /`, unary minus, comparisons and `&` work on vectors, mixed with scalars too; the functions below
-do the rest. Indices are offsets into flattened C-contiguous arrays and are not checked.
+Inside a kernel, `+ - * /`, unary minus, comparisons and `&` work on vectors, mixed with scalars too; the functions
+below do the rest. Indices are offsets into flattened C-contiguous arrays and are not checked.
 """
+# mypy: allow-untyped-defs, allow-untyped-calls
 
 import operator
 

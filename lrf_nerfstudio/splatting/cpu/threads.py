@@ -9,9 +9,9 @@ trains), and its idle threads sleep instead of spinning against torch's OpenMP w
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numba
-import torch
 
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
@@ -54,8 +54,16 @@ def even_ranges(count: int, size: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
 
-def run(function: Callable, ranges: Sequence[tuple[int, int]], *args) -> None:
-    """Calls the kernel `function(begin, end, *args)` for every range, on torch's number of threads.
+def thread_count() -> int:
+    """Threads that share the work: one for each processor of this process, unless NUMBA_NUM_THREADS says otherwise.
+
+    torch's number is no guide: training on small tensors is fastest with one torch thread.
+    """
+    return numba.config.NUMBA_NUM_THREADS
+
+
+def run(function: Callable[..., None], ranges: Sequence[tuple[int, int]], *args: Any) -> None:
+    """Calls the kernel `function(begin, end, *args)` for every range, on `thread_count()` threads.
 
     Which thread takes which range is left to chance; the result is not, since ranges write to different places.
     """
@@ -65,7 +73,7 @@ def run(function: Callable, ranges: Sequence[tuple[int, int]], *args) -> None:
         for begin, end in remaining:
             function(begin, end, *args)
 
-    helpers = min(torch.get_num_threads(), len(ranges)) - 1
+    helpers = min(thread_count(), len(ranges)) - 1
     futures = [_executor(helpers).submit(work) for _ in range(helpers)] if helpers > 0 else []
     work()
     for future in futures:

@@ -8,6 +8,7 @@ is 2^(L - A dx^2 - B dx dy - C dy^2), two unused floats, and its channels (depth
 whole cache lines. The backward pass writes one gradient record of the same size for every pair of Gaussian and tile,
 and sums those of a Gaussian in a fixed order afterwards: no atomics, the same bits at each run.
 """
+# mypy: allow-untyped-defs, allow-untyped-calls
 
 import math
 
@@ -108,8 +109,8 @@ def _reach(level):
 def _ellipse(record):
     """The outline alpha = 1/255 of a record's Gaussian, as numbers from which `_row_span` cuts slices.
 
-    A slice at height dy runs from `shear dy - sqrt(half_width^2 - shrink dy^2)` to `shear dy + sqrt(...)`; its right end
-    is furthest at `dy = turn`, its left end at `-turn`. Also the half height.
+    A slice at height dy runs from `shear dy - sqrt(half_width^2 - shrink dy^2)` to `shear dy + sqrt(...)`; its right
+    end is furthest at `dy = turn`, its left end at `-turn`. Also the half height.
     """
     a = np.float64(record[2])
     b = np.float64(record[3])
