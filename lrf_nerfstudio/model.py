@@ -17,13 +17,14 @@ from nerfstudio.models.splatfacto import RGB2SH, SH2RGB, SplatfactoModel, Splatf
 from nerfstudio.utils.colors import get_color
 from nerfstudio.viewer.render_state_machine import RenderStateMachine
 from nerfstudio.viewer.viewer_elements import ViewerDropdown
-from pytorch_msssim import ssim
 from torch import Tensor
 from torch.nn import Parameter, ParameterDict
 from tyro.conf import Suppress
 
 from lrf_nerfstudio.errors import UserError
 from lrf_nerfstudio.evaluation.metrics import ImageMetrics
+from lrf_nerfstudio.field import LatentField
+from lrf_nerfstudio.losses import structural_similarity
 from lrf_nerfstudio.splatting import rasterize
 from lrf_nerfstudio.splatting.densification import BoundedDefaultStrategy
 from lrf_nerfstudio.splatting.strategy import PortableMCMCStrategy
@@ -267,7 +268,7 @@ class LatentSplatfactoModel(SplatfactoModel):
             rendered, target = rendered * mask, target * mask
         losses = {"main_loss": (1 - self.config.ssim_lambda) * l1.mean()}
         if self.config.ssim_lambda > 0:
-            similarity = field_ssim(rendered, target)
+            similarity = structural_similarity(rendered, target)
             losses["main_loss"] = losses["main_loss"] + self.config.ssim_lambda * (1 - similarity)
         if self.config.use_scale_regularization and self.step % 10 == 0:
             extent = torch.exp(self.scales)
@@ -281,6 +282,11 @@ class LatentSplatfactoModel(SplatfactoModel):
         return losses
 
     # ---------------------------------------------------------------- rendering
+
+    @property
+    def active_sh_degree(self) -> int:
+        """Degree of the harmonics at this step: one more every `sh_degree_interval` steps."""
+        return min(self.step // self.config.sh_degree_interval, self.config.sh_degree)
 
     def render_field(self, camera: Cameras, factor: float) -> FieldRender:
         """Rasterize on a grid of ceil(H / factor) x ceil(W / factor) cells.
@@ -311,7 +317,7 @@ class LatentSplatfactoModel(SplatfactoModel):
             Ks=K,
             width=columns,
             height=rows,
-            sh_degree=min(self.step // self.config.sh_degree_interval, self.config.sh_degree),
+            sh_degree=self.active_sh_degree,
             render_depth=not self.training or self.config.output_depth_during_training,
             absgrad=self.training and self.config.strategy == "default" and self.config.use_absgrad,
             antialiased=self.config.rasterize_mode == "antialiased",
@@ -428,7 +434,33 @@ class LatentSplatfactoModel(SplatfactoModel):
         metrics |= {name: outputs[name] for name in ("raster_seconds", "decode_seconds")}
         return metrics, {"img": torch.cat([photograph, reconstruction, outputs["rgb"]], dim=1)}
 
-    # ---------------------------------------------------------------- colours for tools that know RGB only
+    # ---------------------------------------------------------------- export
+
+    def to_field(self, scene_transform: Tensor, scene_scale: float) -> LatentField:
+        """The trained field with all its channels, apart from nerfstudio.
+
+        Args:
+            scene_transform: [3, 4], from the data set's coordinates to the scene's, before scaling.
+            scene_scale: factor from the data set's lengths to the scene's.
+        """
+        bases = (self.active_sh_degree + 1) ** 2
+        return LatentField(
+            means=self.means.detach(),
+            quats=self.quats.detach(),
+            scales=torch.exp(self.scales.detach()),
+            opacities=torch.sigmoid(self.opacities.detach()).squeeze(-1),
+            features=torch.cat([self.features_dc[:, None], self.features_rest], dim=1).detach()[:, :bases],
+            background=self._background_field(),
+            normalization=self.normalization,
+            linear_rgb=self.linear_rgb,
+            spatial_factor=self.vae.spatial_factor,
+            vae_source=self.vae.source,
+            vae_fingerprint=self.vae.fingerprint,
+            scene_transform=scene_transform,
+            scene_scale=scene_scale,
+        )
+
+    # Colours for tools that know RGB only.
 
     @property
     def shs_0(self) -> Tensor:
@@ -465,12 +497,6 @@ def resize_from_cells(picture: Tensor, cell: float, height: int, width: int) -> 
     size = (round(picture.shape[0] * cell), round(picture.shape[1] * cell))
     enlarged = F.interpolate(picture.permute(2, 0, 1)[None], size=size, mode="bilinear", align_corners=False)
     return enlarged[0].permute(1, 2, 0)[:height, :width]
-
-
-def field_ssim(rendered: Tensor, target: Tensor) -> Tensor:
-    """SSIM of field latents [h, w, C], whose data range is 1, with a window that fits small grids."""
-    window = min(11, *(side - 1 + side % 2 for side in rendered.shape[:2]))  # the largest odd number that fits
-    return ssim(rendered.permute(2, 0, 1)[None], target.permute(2, 0, 1)[None], data_range=1.0, win_size=window)
 
 
 def viewer_is_moving() -> bool:

@@ -63,6 +63,18 @@ class LatentTrainer(Trainer):
         self.config.max_num_iterations = total - self._start_step
         super().train()
 
+    def train_iteration(self, step: int) -> Any:
+        if self.device != "cpu":
+            return super().train_iteration(step)
+        # A step on the CPU is a few kernels with threads of their own and many small torch operations, for which a
+        # second OpenMP thread costs more than it gives, and much more where other programs want the processors too.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return super().train_iteration(step)
+        finally:
+            torch.set_num_threads(threads)
+
     def _load_checkpoint(self) -> None:
         path = self.config.load_checkpoint
         if self.config.load_dir is not None:
