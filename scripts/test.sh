@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Lint, format, types and the whole test suite, in an environment that is made when it is not there.
+# Usage: bash scripts/test.sh [arguments for pytest]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+cd "$repository"
+
+failed=()
+check() {
+    echo "== $*"
+    "$@" || failed+=("$1 ${2:-}")
+}
+
+check ruff check .
+check ruff format --check .
+check mypy
+for name in "${failed[@]}"; do echo "FAILED: $name (the tests run all the same)"; done
+
+# The tests come last, so that their summary ends the output.
+echo "== pytest"
+pytest "$@" || exit
+[ ${#failed[@]} -eq 0 ]
