@@ -1,11 +1,12 @@
 """Photographs with pinhole cameras: what nerfstudio's dataset gives, undistorted and checked."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.datamanagers.full_images_datamanager import _undistort_image
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
@@ -23,21 +24,22 @@ class PinholeDataset(InputDataset):
     """A data set whose cameras and images are free of lens distortion from the start.
 
     nerfstudio's splatting data manager undistorts all images at once and keeps them; here an image is undistorted when
-    it is asked for, and `cameras` describes the undistorted images without opening any of them.
+    it is asked for, and `cameras` describes the undistorted images without opening any of them. Images have three
+    channels: what is transparent is composited over the parser's `alpha_color`.
     """
 
     def __init__(self, dataparser_outputs: DataparserOutputs, scale_factor: float = 1.0):
+        if dataparser_outputs.alpha_color is None:
+            dataparser_outputs = replace(dataparser_outputs, alpha_color=torch.full((3,), TRANSPARENT_RGB))
         super().__init__(dataparser_outputs, scale_factor)
         self._distorted_cameras = self.cameras
         self.cameras = undistorted_cameras(self.cameras)
 
     @property
     def background_rgb(self) -> Float[Tensor, "3"] | None:
-        """The colour behind transparent pixels, in [0, 1]; None if the images have no transparency."""
-        if self._dataparser_outputs.alpha_color is not None:
-            return torch.as_tensor(self._dataparser_outputs.alpha_color, dtype=torch.float32)
+        """The colour behind transparent pixels, in [0, 1]; None if the first image has no transparency."""
         with open_image(self.image_filenames[0]) as image:
-            return torch.full((3,), TRANSPARENT_RGB) if has_alpha(image) else None
+            return torch.as_tensor(self._dataparser_outputs.alpha_color).float() if has_alpha(image) else None
 
     @property
     def has_masks(self) -> bool:
@@ -51,10 +53,9 @@ class PinholeDataset(InputDataset):
     def preprocessing(self, image_idx: int) -> dict[str, Any]:
         """Everything besides the file's content that decides the pixels of an image, as plain values."""
         camera = self._distorted_cameras[image_idx].reshape(())
-        alpha_color = self._dataparser_outputs.alpha_color
         description: dict[str, Any] = {
             "scale_factor": self.scale_factor,
-            "alpha_color": None if alpha_color is None else torch.as_tensor(alpha_color).tolist(),
+            "alpha_color": torch.as_tensor(self._dataparser_outputs.alpha_color).tolist(),
             "mask_color": self.mask_color,
         }
         if not is_pinhole(camera):
@@ -84,47 +85,76 @@ class PinholeDataset(InputDataset):
                 self._check_size(index, *image.size)
 
     def _check_size(self, index: int, width: int, height: int) -> None:
-        camera = self._distorted_cameras[index].reshape(())
+        camera = self._dataparser_outputs.cameras[index]  # before `scale_factor`
         expected = int(camera.width), int(camera.height)
-        scaled = int(width * self.scale_factor), int(height * self.scale_factor)
-        if scaled != expected:
+        if (width, height) != expected:
             raise UserError(
-                f"The image {self.image_filenames[index]} is {scaled[0]} x {scaled[1]} pixels, but its camera is "
+                f"The image {self.image_filenames[index]} is {width} x {height} pixels, but its camera is "
                 f"{expected[0]} x {expected[1]}. Correct w and h of that camera, or restore the image."
             )
+
+    def _scaled_size(self, index: int) -> tuple[int, int]:
+        """(W, H) of an image after `scale_factor` and before undistortion."""
+        return int(self._distorted_cameras.width[index]), int(self._distorted_cameras.height[index])
 
     def get_numpy_image(self, image_idx: int) -> UInt8[np.ndarray, "h w c"]:
         path = self.image_filenames[image_idx]
         with open_image(path) as image:
             self._check_size(image_idx, *image.size)
             try:
+                if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip to 255
+                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
                 image = image.convert("RGBA" if has_alpha(image) else "RGB")
             except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG chunks
                 raise _unreadable(path, error) from error
             if self.scale_factor != 1.0:
-                size = (int(image.width * self.scale_factor), int(image.height * self.scale_factor))
-                image = image.resize(size, resample=Image.Resampling.BILINEAR)
+                image = image.resize(self._scaled_size(image_idx), resample=Image.Resampling.BILINEAR)
             return np.array(image, dtype=np.uint8)
 
+    def _mask(self, image_idx: int) -> Bool[Tensor, "h w 1"]:
+        """A mask before undistortion: true where a pixel counts."""
+        path = self._dataparser_outputs.mask_filenames[image_idx]
+        with open_image(path) as image:
+            camera = self._dataparser_outputs.cameras[image_idx]
+            if image.size != (int(camera.width), int(camera.height)) or len(image.getbands()) != 1:
+                raise UserError(
+                    f"The mask {path} is {image.width} x {image.height} pixels with {len(image.getbands())} channels. A "
+                    f"mask has one channel and the size of its photograph, {int(camera.width)} x {int(camera.height)}."
+                )
+            try:
+                mask = np.array(image.resize(self._scaled_size(image_idx), resample=Image.Resampling.NEAREST))
+            except (OSError, SyntaxError) as error:
+                raise _unreadable(path, error) from error
+        return torch.from_numpy(mask != 0)[..., None]
+
     def get_data(self, image_idx: int, image_type: Literal["uint8", "float32"] = "float32") -> dict[str, Any]:
-        data = super().get_data(image_idx, image_type)
+        """Read and undistort an item.
+
+        Returns:
+            `image_idx`, `image` [H, W, 3] (in [0, 1] unless `image_type` is uint8) and, if there are masks, `mask`
+            [H, W, 1], true where a pixel counts.
+
+        Raises:
+            UserError: a file is missing, damaged, or of another size than its camera.
+        """
+        image, mask = self.get_image_float32(image_idx), self._mask(image_idx) if self.has_masks else None
+        if mask is not None and self.mask_color:
+            image = torch.where(mask, image, torch.tensor(self.mask_color))
         camera = self._distorted_cameras[image_idx].reshape(())
         if not is_pinhole(camera):
-            _, image, mask = _undistort(camera, data["image"].numpy(), {k: data[k] for k in ("mask",) if k in data})
-            data["image"] = torch.from_numpy(image)
-            if mask is not None:
-                data["mask"] = mask
+            # Inverted, so that a pixel does not count that is interpolated between one that does and one that does not.
+            masks = {} if mask is None else {"mask": ~mask}
+            _, undistorted, inverted = _undistort(camera, image.numpy(), masks)
+            image, mask = torch.from_numpy(undistorted), None if inverted is None else ~inverted
+        data = {"image_idx": image_idx, "image": image if image_type == "float32" else (255 * image).to(torch.uint8)}
+        if mask is not None:
+            data["mask"] = mask
         return data
 
     def photograph(self, image_idx: int) -> tuple[Float[Tensor, "h w 3"], Tensor | None]:
-        """The image in [0, 1] composited over white where it is transparent, and its mask [h, w] (True: counts)."""
+        """The image in [0, 1], and its mask [h, w] (True: counts) if there is one."""
         data = self.get_data(image_idx)
-        image = data["image"]
-        if image.shape[-1] == 4:
-            alpha = image[..., 3:]
-            image = image[..., :3] * alpha + TRANSPARENT_RGB * (1 - alpha)
-        mask = data["mask"][..., 0].bool() if "mask" in data else None
-        return image, mask
+        return data["image"], data["mask"][..., 0] if "mask" in data else None
 
 
 def is_pinhole(camera: Cameras) -> bool:
