@@ -39,20 +39,20 @@ class NerfstudioParser(Nerfstudio):
 
         try:
             vertices = PlyData.read(ply_file_path)["vertex"]
-        except (OSError, PlyParseError, KeyError) as error:
+            points = torch.from_numpy(np.stack([vertices[axis] for axis in "xyz"], axis=-1).astype(np.float32))
+        except (OSError, PlyParseError, KeyError, ValueError) as error:  # ValueError where there is no x, y or z
             raise UserError(
                 f"The point cloud {ply_file_path} cannot be read: {error}. Restore it, or do without it: "
                 "`nerfstudio-data --load-3D-points False` at the end of the command."
             ) from error
-        if len(vertices) == 0:
+        if len(points) == 0:
             return None
-        points = torch.from_numpy(np.stack([vertices[axis] for axis in "xyz"], axis=-1).astype(np.float32))
         points = (points @ transform_matrix[:3, :3].T + transform_matrix[:3, 3]) * scale_factor
         return {"points3D_xyz": points}
 
 
 def check_pose(pose: np.ndarray, name: str) -> None:
-    """Check that a camera-to-world matrix [3, 4] or [4, 4] is finite and its rotation orthonormal.
+    """Check that a camera-to-world matrix [3, 4] or [4, 4] is finite and its rotation a rotation.
 
     Raises:
         UserError: it is not; the message says which frame (`name`).
@@ -62,10 +62,10 @@ def check_pose(pose: np.ndarray, name: str) -> None:
     if not np.isfinite(pose).all():
         raise UserError(f"The pose of {name} contains NaN or infinity. Remove that frame, or estimate its pose again.")
     rotation = pose[:3, :3]
-    if np.abs(rotation.T @ rotation - np.eye(3)).max() > ORTHONORMAL_TOLERANCE:
+    if np.abs(rotation.T @ rotation - np.eye(3)).max() > ORTHONORMAL_TOLERANCE or np.linalg.det(rotation) < 0:
         raise UserError(
-            f"The pose of {name} is no rigid motion: the columns of its rotation are not orthonormal. "
-            "Remove that frame, or write its pose without scale or shear."
+            f"The pose of {name} is no rigid motion: the columns of its rotation are not orthonormal and right-handed. "
+            "Remove that frame, or write its pose without scale, shear or mirroring."
         )
 
 
