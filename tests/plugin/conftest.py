@@ -1,0 +1,42 @@
+"""Fixtures of the plugin's tests: tiny autoencoders, tiny scenes, and one scene that is trained once for all tests."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from commands import ForkedCommands
+from tiny_scenes import Lens, write_scene
+
+
+def make_vae(folder: Path, channels: int = 4, seed: int = 0) -> Path:
+    """Write an untrained AutoencoderTiny with f = 8."""
+    from diffusers import AutoencoderTiny
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        autoencoder = AutoencoderTiny(
+            latent_channels=channels,
+            encoder_block_out_channels=(8, 8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8, 8),
+            num_encoder_blocks=(1, 1, 1, 1),
+            num_decoder_blocks=(1, 1, 1, 1),
+        )
+    autoencoder.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an AutoencoderTiny with random weights, 4 channels, f = 8."""
+    return make_vae(tmp_path_factory.mktemp("tiny_vae"))
+
+
+@pytest.fixture(scope="session")
+def floor_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """17 views of the floor; their size is no multiple of 8. Tests must not change it."""
+    return write_scene(tmp_path_factory.mktemp("scene") / "floor", views=17, lenses=Lens(width=101, height=67))
+
+
+@pytest.fixture(scope="session")
+def forked(tmp_path_factory: pytest.TempPathFactory, user_cache_folder: Path) -> ForkedCommands:
+    return ForkedCommands(tmp_path_factory.mktemp("logs"))
