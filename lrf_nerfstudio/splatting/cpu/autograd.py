@@ -171,7 +171,7 @@ class Blend(Function):
         lists = []
         for b in range(n_cameras):
             binned = _bin(radius_rows[b], [rows[b] for rows in inputs], channels, settings)
-            records, _, tile_starts, pair_ranks, _, _ = binned
+            _, records, tile_starts, pair_ranks, _, _ = binned
             lists.append(binned)
             threads.run(
                 tile_kernels.blend,
@@ -215,7 +215,7 @@ class Blend(Function):
             _rows(tensor, n_cameras) for tensor in (v_means2d, v_abs, v_conics, v_opacities, v_colors, v_depths)
         ]
         background_rows = _rows(background, n_cameras)
-        for b, (records, ranks, tile_starts, pair_ranks, pair_starts, gaussian_pairs) in enumerate(lists):
+        for b, (order, records, tile_starts, pair_ranks, pair_slots, pair_starts) in enumerate(lists):
             v_pairs = _empty(len(pair_ranks), records.shape[1]).numpy()
             threads.run(
                 tile_kernels.blend_backward,
@@ -223,6 +223,7 @@ class Blend(Function):
                 records,
                 tile_starts,
                 pair_ranks,
+                pair_slots,
                 background_rows[b],
                 channels,
                 with_depth,
@@ -238,9 +239,8 @@ class Blend(Function):
             threads.run(
                 tile_kernels.gather_gradients,
                 threads.even_ranges(n, tile_kernels.CHUNK),
-                ranks,
+                order,
                 pair_starts,
-                gaussian_pairs,
                 v_pairs,
                 *(rows[b] for rows in inputs),
                 channels,
@@ -278,18 +278,18 @@ def _bin(
         settings: Size of the image, and whether depth is a channel.
 
     Returns:
-        Records [V, record size], ranks [N], tile starts [tiles + 1], the rank of every pair of Gaussian and tile [M],
-        pair starts [V + 1] and the pairs of every Gaussian [M]; see `tile_kernels`.
+        Order [N], records [V, record size], tile starts [tiles + 1], ranks and slots of the pairs of Gaussian and tile
+        [M] each, and pair starts [V + 1]; see `tile_kernels`.
     """
     with_depth, width, height = settings.render_depth, settings.width, settings.height
     _, _, opacities, _, depths = gaussians
-    order, ranks = tile_kernels.depth_order(radii, depths, opacities)
-    ranges = threads.even_ranges(len(order), tile_kernels.CHUNK)
+    order, n_visible = tile_kernels.depth_order(radii, depths, opacities)
+    ranges = threads.even_ranges(n_visible, tile_kernels.CHUNK)
     record_size = -(-(tile_kernels.HEADER + channels + with_depth) // LANES) * LANES
-    records = _empty(len(order), record_size).numpy()  # aligned to cache lines
-    pair_counts = np.empty(len(order), np.int32)
+    records = _empty(n_visible, record_size).numpy()  # aligned to cache lines
+    pair_counts = np.empty(n_visible, np.int32)
     tile_counts = np.empty((len(ranges), _tile_count(settings)), np.int32)
-    threads.run(
+    pair_tiles = threads.run(
         tile_kernels.pack,
         ranges,
         order,
@@ -303,8 +303,6 @@ def _bin(
         tile_counts,
     )
     tile_starts, pair_starts = tile_kernels.lay_out_pairs(pair_counts, tile_counts)
-    pair_ranks, gaussian_pairs = np.empty(tile_starts[-1], np.int32), np.empty(tile_starts[-1], np.int32)
-    threads.run(
-        tile_kernels.list_pairs, ranges, records, pair_starts, width, height, tile_counts, pair_ranks, gaussian_pairs
-    )
-    return records, ranks, tile_starts, pair_ranks, pair_starts, gaussian_pairs
+    pair_ranks, pair_slots = np.empty(tile_starts[-1], np.int32), np.empty(tile_starts[-1], np.int32)
+    threads.run(tile_kernels.list_pairs, ranges, pair_starts, tile_counts, pair_ranks, pair_slots, of_range=pair_tiles)
+    return order, records, tile_starts, pair_ranks, pair_slots, pair_starts

@@ -20,11 +20,13 @@ from lrf_nerfstudio.splatting.cpu.simd import (
     lane_sum,
     load,
     load4,
+    load_scalar,
     maximum,
     minimum,
     select,
     sqrt,
     store,
+    store_scalar,
 )
 from lrf_nerfstudio.splatting.cpu.threads import inline, kernel
 
@@ -54,7 +56,7 @@ def _gather(source, stride, first, count, scratch, row):
     """Transposes `count` rows of `stride` numbers into lanes: scratch[row + k] holds number k of 16 rows."""
     for lane in range(count):
         for k in range(stride):
-            scratch[row + k, lane] = source[(first + lane) * stride + k]
+            store_scalar(scratch, (row + k) * LANES + lane, load_scalar(source, (first + lane) * stride + k))
 
 
 @inline
@@ -254,10 +256,16 @@ def _weigh_coefficients(basis, lane, n_bases, coefficients, first, channels, out
     doubt = 0.0
     whole = channels // 4 * 4
     for c in range(0, whole, 4):
-        total = broadcast4(0.0)
-        for k in range(n_bases):
-            total = fma(basis[k, lane], load4(coefficients, first + k * channels + c), total)
-        store(out, target + c, total)
+        total = load_scalar(basis, lane) * load4(coefficients, first + c)
+        other = broadcast4(0.0)
+        for k in range(1, n_bases - 1, 2):  # two sums, so that one need not wait for the other
+            at = first + k * channels + c
+            total = fma(load_scalar(basis, k * LANES + lane), load4(coefficients, at), total)
+            other = fma(load_scalar(basis, (k + 1) * LANES + lane), load4(coefficients, at + channels), other)
+        if n_bases % 2 == 0:
+            k = n_bases - 1
+            total = fma(load_scalar(basis, k * LANES + lane), load4(coefficients, first + k * channels + c), total)
+        store(out, target + c, total + other)
     for c in range(whole, channels):
         value = 0.0
         for k in range(n_bases):
@@ -347,20 +355,18 @@ def project(
                 if doubtful != 0.0:  # NaN too
                     radius_px = np.int32(0)
             radii[i] = radius_px
-            if radius_px > 0:
-                means2d[2 * i] = scratch[12, lane]
-                means2d[2 * i + 1] = scratch[13, lane]
-                depths[i] = scratch[14, lane]
-                conics[3 * i] = scratch[15, lane]
-                conics[3 * i + 1] = scratch[16, lane]
-                conics[3 * i + 2] = scratch[17, lane]
-                compensations[i] = scratch[10, lane]
-            else:
-                means2d[2 * i] = means2d[2 * i + 1] = depths[i] = compensations[i] = 0.0
-                conics[3 * i] = conics[3 * i + 1] = conics[3 * i + 2] = 0.0
+            if radius_px == 0:
+                scratch[10:, lane] = 0.0
                 if degree >= 0:
                     for c in range(channels):
-                        colors[i * channels + c] = 0.0
+                        store_scalar(colors, i * channels + c, 0.0)
+            store_scalar(compensations, i, load_scalar(scratch, 10 * LANES + lane))
+            store_scalar(means2d, 2 * i, load_scalar(scratch, 12 * LANES + lane))
+            store_scalar(means2d, 2 * i + 1, load_scalar(scratch, 13 * LANES + lane))
+            store_scalar(depths, i, load_scalar(scratch, 14 * LANES + lane))
+            store_scalar(conics, 3 * i, load_scalar(scratch, 15 * LANES + lane))
+            store_scalar(conics, 3 * i + 1, load_scalar(scratch, 16 * LANES + lane))
+            store_scalar(conics, 3 * i + 2, load_scalar(scratch, 17 * LANES + lane))
 
 
 @inline
@@ -375,7 +381,7 @@ def _spread_coefficients(
             v = load4(v_colors, source + c)
             at = first + k * channels + c
             total = fma(v, load4(coefficients, at), total)
-            v_coefficient = basis[k, lane] * v
+            v_coefficient = load_scalar(basis, k * LANES + lane) * v
             if add:
                 v_coefficient += load4(v_coefficients, at)
             store(v_coefficients, at, v_coefficient)
@@ -385,7 +391,7 @@ def _spread_coefficients(
             value += v_colors[source + c] * coefficients[at]
             v_coefficient = basis[k, lane] * v_colors[source + c]
             v_coefficients[at] = v_coefficients[at] + v_coefficient if add else v_coefficient
-        v_basis[k, lane] = value
+        store_scalar(v_basis, k * LANES + lane, value)
 
 
 @inline
@@ -393,7 +399,8 @@ def _gather_ids(source, stride, ids, first, count, scratch, row):
     """`_gather` for the Gaussians ids[first], ids[first + 1], ..."""
     for lane in range(count):
         for k in range(stride):
-            scratch[row + k, lane] = source[ids[first + lane] * stride + k]
+            value = load_scalar(source, load_scalar(ids, first + lane) * stride + k)
+            store_scalar(scratch, (row + k) * LANES + lane, value)
 
 
 @inline
@@ -401,8 +408,9 @@ def _scatter_ids(target, stride, ids, first, count, scratch, row, add):
     """The reverse of `_gather_ids`; adds to what is there, or replaces it."""
     for lane in range(count):
         for k in range(stride):
-            spot = ids[first + lane] * stride + k
-            target[spot] = target[spot] + scratch[row + k, lane] if add else scratch[row + k, lane]
+            spot = load_scalar(ids, first + lane) * stride + k
+            value = load_scalar(scratch, (row + k) * LANES + lane)
+            store_scalar(target, spot, load_scalar(target, spot) + value if add else value)
 
 
 @inline

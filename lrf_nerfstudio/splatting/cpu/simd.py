@@ -10,6 +10,7 @@ below do the rest. Indices are offsets into flattened C-contiguous arrays and ar
 """
 # mypy: allow-untyped-defs, allow-untyped-calls
 
+import math
 import operator
 
 from llvmlite import ir
@@ -185,6 +186,7 @@ def _elementwise(name: str, doc: str):
 sqrt = _elementwise("sqrt", "Square root of every lane.")
 absolute = _elementwise("fabs", "Absolute value of every lane.")
 ceil = _elementwise("ceil", "Every lane rounded up.")
+floor = _elementwise("floor", "Every lane rounded down.")
 
 
 @intrinsic
@@ -324,6 +326,37 @@ def load_scalar(typingctx, array, index):
 
 
 @intrinsic
+def store_scalar(typingctx, array, index, value):
+    """`array.ravel()[index] = value` without checks."""
+    if not isinstance(array, types.Array) or array.layout != "C":
+        return None
+
+    def codegen(context, builder, sig, args):
+        pointer = _element_pointer(context, builder, sig.args[0], args[0], sig.args[1], args[1])
+        builder.store(context.cast(builder, args[2], sig.args[2], sig.args[0].dtype), pointer)
+        return context.get_dummy_value()
+
+    return signature(types.none, array, index, value), codegen
+
+
+@intrinsic
+def prefetch(typingctx, array, index):
+    """Asks for the cache line of `array.ravel()[index]`, which may lie anywhere."""
+    if not isinstance(array, types.Array) or array.layout != "C":
+        return None
+
+    def codegen(context, builder, sig, args):
+        pointer = _element_pointer(context, builder, sig.args[0], args[0], sig.args[1], args[1])
+        pointer = builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [pointer, *(ir.Constant(_I32, value) for value in (0, 3, 1))])  # read, keep, data
+        return context.get_dummy_value()
+
+    return signature(types.none, array, index), codegen
+
+
+@intrinsic
 def load_broadcast(typingctx, array, index):
     """One float32 element of `array`, in all LANES lanes."""
     if not _is_array(array, types.float32):
@@ -432,5 +465,36 @@ def exp2(typingctx, a):
         integers = ir.VectorType(_I32, lanes)
         exponent = builder.shl(builder.fptosi(whole, integers), ir.Constant(integers, [23] * lanes))
         return builder.bitcast(builder.add(builder.bitcast(value, integers), exponent), value.type)
+
+    return signature(a, a), codegen
+
+
+_SQRT_HALF_BITS = 0x3F3504F3
+_LOG2_SERIES = tuple(2.0 / (k * math.log(2.0)) for k in (9, 7, 5, 3, 1))
+"""log2(m) = sum over odd k of 2 / (k ln 2) ((m - 1) / (m + 1))^k, highest power first."""
+
+
+@intrinsic
+def log2(typingctx, a):
+    """Logarithm to base 2 of every lane, for normal positive numbers; absolute error below 5e-7."""
+    if not isinstance(a, FloatVector):
+        return None
+    lanes = a.lanes
+
+    def codegen(context, builder, sig, args):
+        integers = ir.VectorType(_I32, lanes)
+        bits = builder.bitcast(args[0], integers)
+        # a = 2^exponent * mantissa, with the mantissa between sqrt(1/2) and sqrt(2)
+        offset = builder.sub(bits, ir.Constant(integers, [_SQRT_HALF_BITS] * lanes))
+        exponent = builder.ashr(offset, ir.Constant(integers, [23] * lanes))
+        scale = builder.shl(exponent, ir.Constant(integers, [23] * lanes))
+        mantissa = builder.bitcast(builder.sub(bits, scale), args[0].type)
+        one = _constant(1.0, lanes)
+        ratio = builder.fdiv(builder.fsub(mantissa, one), builder.fadd(mantissa, one))
+        square = builder.fmul(ratio, ratio)
+        value = _constant(_LOG2_SERIES[0], lanes)
+        for coefficient in _LOG2_SERIES[1:]:
+            value = _intrinsic_call(builder, "fmuladd", [value, square, _constant(coefficient, lanes)])
+        return _intrinsic_call(builder, "fmuladd", [value, ratio, builder.sitofp(exponent, args[0].type)])
 
     return signature(a, a), codegen

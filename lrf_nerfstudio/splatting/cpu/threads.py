@@ -62,19 +62,36 @@ def thread_count() -> int:
     return numba.config.NUMBA_NUM_THREADS
 
 
-def run(function: Callable[..., None], ranges: Sequence[tuple[int, int]], *args: Any) -> None:
+def run(
+    function: Callable[..., Any],
+    ranges: Sequence[tuple[int, int]],
+    *args: Any,
+    of_range: Sequence[Any] | None = None,
+) -> list[Any]:
     """Calls the kernel `function(begin, end, *args)` for every range, on `thread_count()` threads.
 
     Which thread takes which range is left to chance; the result is not, since ranges write to different places.
+
+    Args:
+        function: The kernel.
+        ranges: Begin and end of each call.
+        *args: The same for all calls.
+        of_range: One argument for each call that comes before `args`.
+
+    Returns:
+        What the calls returned, in the order of the ranges.
     """
-    remaining = iter(ranges)
+    results: list[Any] = [None] * len(ranges)
+    remaining = iter(range(len(ranges)))
 
     def work() -> None:
-        for begin, end in remaining:
-            function(begin, end, *args)
+        for index in remaining:
+            own = () if of_range is None else (of_range[index],)
+            results[index] = function(*ranges[index], *own, *args)
 
     helpers = min(thread_count(), len(ranges)) - 1
     futures = [_executor(helpers).submit(work) for _ in range(helpers)] if helpers > 0 else []
     work()
     for future in futures:
         future.result()
+    return results
