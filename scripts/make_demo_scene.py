@@ -706,7 +706,7 @@ def visible(
 
 def find_seed_points(
     geometry: Geometry, images: Array, cameras: Array, focal: float, count: int, noise: float, seed: int
-) -> tuple[Array, Array]:
+) -> tuple[Array, NDArray[np.uint8]]:
     """What structure from motion would find: surface points at image structure that three views or more see.
 
     Args:

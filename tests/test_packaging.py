@@ -1,11 +1,14 @@
 """The package as it is installed: entry point, dependencies, pins, scripts."""
 
 import ast
+import compileall
 import importlib.metadata
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -37,12 +40,47 @@ def pins_here() -> dict[str, str]:
     return {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in chosen}
 
 
-def test_nerfstudio_finds_the_method() -> None:
-    from nerfstudio.plugins.registry import discover_methods
+DISCOVER = """
+import json, sys, time
+from importlib.metadata import EntryPoint
 
-    methods, descriptions = discover_methods()
-    assert methods["latent-splatfacto"].method_name == "latent-splatfacto"
-    assert descriptions["latent-splatfacto"]
+load = EntryPoint.load
+cost = {}
+
+def timed(self):
+    before, start = set(sys.modules), time.process_time()
+    result = load(self)
+    if self.name == "latent-splatfacto":
+        cost.update(seconds=time.process_time() - start, modules=sorted(set(sys.modules) - before))
+    return result
+
+EntryPoint.load = timed
+from nerfstudio.configs.method_configs import all_descriptions, all_methods
+
+method = all_methods["latent-splatfacto"]
+print(json.dumps(cost | {"name": method.method_name, "description": all_descriptions["latent-splatfacto"]}))
+"""
+
+
+@pytest.fixture(scope="module")
+def discovered() -> dict[str, Any]:
+    """What every command of nerfstudio does first, and what this package adds to it."""
+    import lrf_nerfstudio
+
+    compileall.compile_dir(str(Path(lrf_nerfstudio.__file__).parent), quiet=1)
+    result = subprocess.run([sys.executable, "-c", DISCOVER], capture_output=True, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_nerfstudio_finds_the_method(discovered: dict[str, Any]) -> None:
+    assert discovered["name"] == "latent-splatfacto"
+    assert discovered["description"]
+
+
+def test_the_plugin_costs_nerfstudios_commands_little(discovered: dict[str, Any]) -> None:
+    added = {module.split(".")[0] for module in discovered["modules"]}
+    assert not added & {"diffusers", "numba", "llvmlite", "pycolmap", "safetensors", "selenium", "transformers"}, added
+    assert discovered["seconds"] < 0.3
 
 
 def test_one_opencv_and_it_is_headless() -> None:
@@ -54,7 +92,7 @@ def test_pins_are_exact_versions_and_name_no_place() -> None:
         assert pin.url is None
         assert re.fullmatch(r"==[^*,]+", str(pin.specifier)), pin
     for path in (ROOT / "scripts" / "constraints.txt", ROOT / "pyproject.toml", *SHELL_SCRIPTS):
-        assert not re.search(r"https?:|file:|--(extra-)?index-url|--find-links", path.read_text()), path
+        assert not re.search(r"https?:|file://|--(extra-)?index-url|--find-links", path.read_text()), path
 
 
 def test_pins_cover_and_meet_the_direct_dependencies() -> None:
@@ -69,7 +107,8 @@ def test_the_environment_is_the_pinned_one() -> None:
     if not (Path(sys.prefix) / "stamp").is_file():
         pytest.skip("this environment was not made by scripts/env.sh")
     installed = {canonicalize_name(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()}
-    others = {name: version for name, version in installed.items() if pins_here().get(name) != version}
+    pinned = pins_here()
+    others = {name: version for name, version in installed.items() if pinned.get(name) != version}
     assert set(others) <= {"lrf-nerfstudio", "pip"}, others
 
 
