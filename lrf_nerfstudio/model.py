@@ -121,8 +121,10 @@ class LatentSplatfactoModel(SplatfactoModel):
         if self.seed_points is not None and not self.config.random_init:
             means, field = self.seed_points
         else:
-            means = (torch.rand(self.config.num_random, 3) - 0.5) * self.config.random_scale
-            field = torch.rand(self.config.num_random, channels)
+            # A checkpoint that is going to be loaded replaces them: a few will do, and cost no nearest neighbours.
+            count = self.config.num_random if normalization is not None else 4
+            means = (torch.rand(count, 3) - 0.5) * self.config.random_scale
+            field = torch.rand(count, channels)
         means, field = means[: self.config.max_gaussians], field[: self.config.max_gaussians]
         distances, _ = self.k_nearest_sklearn(means, 3)
         mean_distance = torch.from_numpy(distances).mean(dim=-1, keepdim=True).clamp(min=1e-7)
@@ -264,7 +266,7 @@ class LatentSplatfactoModel(SplatfactoModel):
         l1 = (rendered - target).abs()
         if "latent_mask" in batch:
             mask = batch["latent_mask"][..., None]
-            l1 = l1.sum(where=mask) / (mask.sum() * l1.shape[-1]).clamp(min=1)
+            l1 = (l1 * mask).sum() / (mask.sum() * l1.shape[-1]).clamp(min=1)
             rendered, target = rendered * mask, target * mask
         losses = {"main_loss": (1 - self.config.ssim_lambda) * l1.mean()}
         if self.config.ssim_lambda > 0:
@@ -327,14 +329,15 @@ class LatentSplatfactoModel(SplatfactoModel):
 
     def _background_field(self) -> Tensor:
         """[C] or broadcastable: the field latent behind the Gaussians."""
-        scene_has_background = bool(torch.isfinite(self.scene_background).all())
-        if self.training and self.config.background_color == "random" and not scene_has_background:
-            # As splatfacto: a background that changes at every step cannot stand in for opaque Gaussians.
-            return torch.rand(self.vae.latent_channels, device=self.device)
         if renderers.BACKGROUND_COLOR_OVERRIDE is not None and not self.training:
             return self._encode_color(renderers.BACKGROUND_COLOR_OVERRIDE)
-        if scene_has_background:
+        if torch.isfinite(self.scene_background).all():
             return self._encode_color(self.scene_background)
+        if self.training:  # not in `background_color`, which the viewer sets
+            if self.config.background_color != "random":
+                return self._encode_color(get_color(self.config.background_color))
+            # As splatfacto: a background that changes at every step cannot stand in for opaque Gaussians.
+            return torch.rand(self.vae.latent_channels, device=self.device)
         if self.background_color is not None:
             return self._encode_color(self.background_color)
         return torch.full((self.vae.latent_channels,), 0.5, device=self.device)
@@ -343,10 +346,12 @@ class LatentSplatfactoModel(SplatfactoModel):
         """[C], the field latent in the middle of a plain picture of a colour."""
         key = tuple(rgb.tolist())
         if key not in self._background_fields:
-            side = 8 * self.vae.spatial_factor
+            # So large that the middle hardly sees the picture's edges, which encoders pad with zeros.
+            cells = 32
+            side = cells * self.vae.spatial_factor
             with torch.no_grad():
                 latent = self.vae.encode(rgb.to(self.device).expand(1, side, side, 3))
-                self._background_fields[key] = self.normalization.to_field(latent)[0, 4, 4]
+                self._background_fields[key] = self.normalization.to_field(latent)[0, cells // 2, cells // 2]
         return self._background_fields[key]
 
     def get_outputs(self, camera: Cameras) -> dict[str, Any]:
