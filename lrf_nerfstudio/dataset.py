@@ -115,11 +115,11 @@ class PinholeDataset(InputDataset):
         """A mask before undistortion: true where a pixel counts."""
         path = self._dataparser_outputs.mask_filenames[image_idx]
         with open_image(path) as image:
-            camera = self._dataparser_outputs.cameras[image_idx]
-            if image.size != (int(camera.width), int(camera.height)) or len(image.getbands()) != 1:
+            camera, channels = self._dataparser_outputs.cameras[image_idx], len(image.getbands())
+            if image.size != (int(camera.width), int(camera.height)) or channels != 1:
                 raise UserError(
-                    f"The mask {path} is {image.width} x {image.height} pixels with {len(image.getbands())} channels. A "
-                    f"mask has one channel and the size of its photograph, {int(camera.width)} x {int(camera.height)}."
+                    f"The mask {path} is {image.width} x {image.height} pixels with {channels} channels. A mask has one "
+                    f"channel and the size of its photograph, {int(camera.width)} x {int(camera.height)}."
                 )
             try:
                 mask = np.array(image.resize(self._scaled_size(image_idx), resample=Image.Resampling.NEAREST))
