@@ -10,7 +10,7 @@ import torch
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
-from tiny_scenes import Lens, edit_transforms, photograph, poses_around, to_uint8, write_scene
+from tiny_scenes import Lens, edit_transforms, photograph, poses_around, write_scene
 
 from lrf_nerfstudio.dataparser import parse, setup_dataparser
 from lrf_nerfstudio.dataset import PinholeDataset

@@ -128,6 +128,7 @@ def write_scene(
     transparent: bool = False,
     masked: bool = False,
     points: bool = True,
+    photographs: bool = True,
 ) -> Path:
     """Write a scene in nerfstudio's format and return its folder.
 
@@ -138,6 +139,7 @@ def write_scene(
         transparent: whether the photographs have an alpha channel, zero beyond DISC_RADIUS.
         masked: whether each view has a mask that leaves out the left third.
         points: whether there is a point cloud.
+        photographs: whether to write the photographs; else the caller does.
     """
     lenses = [lenses or Lens()] if lenses is None or isinstance(lenses, Lens) else list(lenses)
     (folder / "images").mkdir(parents=True)
@@ -145,11 +147,12 @@ def write_scene(
     for index, pose in enumerate(poses_around(views)):
         lens = lenses[index % len(lenses)]
         name = f"{index:03d}.png"
-        picture = to_uint8(photograph(pose, lens))
-        if transparent:
-            inside = np.linalg.norm(floor_points(pose, lens), axis=-1) < DISC_RADIUS
-            picture = np.dstack([picture, to_uint8(inside)])
-        Image.fromarray(picture).save(folder / "images" / name)
+        if photographs:
+            picture = to_uint8(photograph(pose, lens))
+            if transparent:
+                inside = np.linalg.norm(floor_points(pose, lens), axis=-1) < DISC_RADIUS
+                picture = np.dstack([picture, to_uint8(inside)])
+            Image.fromarray(picture).save(folder / "images" / name)
         frame: dict[str, Any] = {"file_path": f"images/{name}", "transform_matrix": pose.tolist()}
         if len(lenses) > 1:
             frame |= lens.as_json()

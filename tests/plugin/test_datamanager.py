@@ -1,0 +1,183 @@
+"""What is encoded, kept in memory, and served in which order."""
+
+import resource
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from in_process import make_config, make_pipeline
+from PIL import Image
+from tiny_scenes import Lens, write_scene
+
+from lrf_nerfstudio.vae import VAEConfig
+
+
+@pytest.fixture
+def cached(tmp_path):
+    """Options for a latent cache of the test's own."""
+    return {"datamanager__latent_cache_dir": tmp_path / "latents"}
+
+
+def make_datamanager(scene: Path, vae: Path, **options):
+    config = make_config(scene, vae, Path(), **options).pipeline
+    return config.datamanager.setup(device="cpu", test_mode="val", vae=VAEConfig(source=str(vae)).setup())
+
+
+# ---------------------------------------------------------------------------------------------------- cache
+
+
+def test_the_second_start_encodes_nothing(floor_scene, tiny_vae, cached):
+    first = make_pipeline(floor_scene, tiny_vae, **cached)
+    assert (first.datamanager.latent_cache.misses, first.datamanager.latent_cache.hits) == (14, 0)
+    first.get_average_eval_image_metrics()
+    assert first.datamanager.latent_cache.misses == 17  # held-out views are encoded when they are looked at
+    second = make_pipeline(floor_scene, tiny_vae, **cached)
+    second.get_average_eval_image_metrics()
+    assert second.datamanager.latent_cache.misses == 0
+    for (_, a), (_, b) in zip(first.datamanager.train_views, second.datamanager.train_views, strict=True):
+        assert torch.equal(a["latent"], b["latent"])
+    assert torch.equal(first.model.normalization.scale, second.model.normalization.scale)
+    assert torch.equal(first.model.linear_rgb.matrix, second.model.linear_rgb.matrix)
+
+
+def test_a_copy_of_the_scene_is_known_and_an_edited_image_is_not(floor_scene, tiny_vae, cached, tmp_path):
+    make_datamanager(floor_scene, tiny_vae, **cached).encode_train_views()
+    scene = tmp_path / "copy"
+    shutil.copytree(floor_scene, scene)
+    with Image.open(scene / "images" / "003.png") as picture:
+        picture.rotate(180).save(scene / "images" / "003.png")
+    datamanager = make_datamanager(scene, tiny_vae, **cached)
+    datamanager.encode_train_views()
+    assert datamanager.latent_cache.misses == 1
+
+
+@pytest.mark.parametrize("option", [{"datamanager__camera_res_scale_factor": 0.5}, {"vae__tiling": True}])
+def test_options_that_change_latents_have_their_own_entries(floor_scene, tiny_vae, cached, option):
+    make_pipeline(floor_scene, tiny_vae, **cached)
+    assert make_pipeline(floor_scene, tiny_vae, **cached, **option).datamanager.latent_cache.hits == 0
+
+
+def test_commands_that_do_not_train_encode_nothing(floor_scene, tiny_vae, cached):
+    for mode in ("test", "inference"):
+        pipeline = make_pipeline(floor_scene, tiny_vae, mode, **cached)
+        assert pipeline.datamanager.latent_cache.misses == 0
+    assert not (cached["datamanager__latent_cache_dir"]).exists()
+
+
+# ---------------------------------------------------------------------------------------------------- order
+
+
+def served(datamanager, steps) -> list[int]:
+    return [datamanager.next_train(step)[1]["image_idx"] for step in steps]
+
+
+def test_every_epoch_is_a_permutation_of_its_own(floor_scene, tiny_vae):
+    datamanager = make_datamanager(floor_scene, tiny_vae)
+    datamanager.encode_train_views()
+    epochs = np.array(served(datamanager, range(14 * 5))).reshape(5, 14)
+    assert (np.sort(epochs) == np.arange(14)).all()
+    assert len({tuple(epoch) for epoch in epochs}) == 5
+
+
+def test_the_order_depends_on_seed_and_step_alone(floor_scene, tiny_vae):
+    def datamanager(seed: int):
+        manager = make_datamanager(floor_scene, tiny_vae, datamanager__train_cameras_sampling_seed=seed)
+        manager.encode_train_views()
+        return manager
+
+    expected = served(datamanager(1), range(40))
+    torch.manual_seed(123)
+    assert served(datamanager(1), range(23, 40)) == expected[23:]  # as after a resume
+    assert served(datamanager(1), reversed(range(40))) == expected[::-1]
+    assert served(datamanager(2), range(40)) != expected
+
+
+# ---------------------------------------------------------------------------------------------------- batches
+
+
+def test_a_training_batch(floor_scene, tiny_vae):
+    datamanager = make_datamanager(floor_scene, tiny_vae)
+    datamanager.encode_train_views()
+    camera, batch = datamanager.next_train(0)
+    assert camera.shape == (1,)
+    assert camera.metadata["cam_idx"] == batch["image_idx"]
+    assert batch["latent"].shape == (4, 9, 13)  # ceil(67 / 8), ceil(101 / 8)
+    assert set(batch) == {"image_idx", "latent"}
+    image, _ = datamanager.train_dataset.photograph(batch["image_idx"])
+    latent = VAEConfig(source=str(tiny_vae)).setup().encode(image[None])[0]
+    assert torch.allclose(batch["latent"], latent)
+
+
+def test_views_of_different_sizes(tmp_path, tiny_vae):
+    lenses = [Lens(96, 72), Lens(64, 101, 70.0), Lens(121, 90, 100.0, None, "OPENCV", {"k1": -0.1})]
+    datamanager = make_datamanager(write_scene(tmp_path / "scene", views=9, lenses=lenses), tiny_vae)
+    datamanager.encode_train_views()
+    for step in range(7):
+        camera, batch = datamanager.next_train(step)
+        assert batch["latent"].shape[1:] == (-(-int(camera.height) // 8), -(-int(camera.width) // 8))
+
+
+@pytest.mark.parametrize("distortion", [{}, {"k1": -0.12, "p1": 0.004}], ids=["pinhole", "distorted"])
+def test_a_cell_counts_when_all_its_pixels_do(tmp_path, tiny_vae, distortion):
+    scene = write_scene(tmp_path / "scene", views=9, lenses=Lens(101, 67, distortion=distortion), masked=True)
+    datamanager = make_datamanager(scene, tiny_vae)
+    datamanager.encode_train_views()
+    camera, batch = datamanager.next_train(3)
+    _, mask = datamanager.train_dataset.photograph(batch["image_idx"])
+    assert mask.shape == (int(camera.height), int(camera.width))
+    assert 0 < mask.float().mean() < 1
+    expected = [
+        [
+            bool(mask[8 * row : 8 * row + 8, 8 * column : 8 * column + 8].all())
+            for column in range(-(-mask.shape[1] // 8))
+        ]
+        for row in range(-(-mask.shape[0] // 8))
+    ]
+    assert batch["latent_mask"].tolist() == expected
+
+
+def test_held_out_views_come_in_turn(floor_scene, tiny_vae):
+    datamanager = make_datamanager(floor_scene, tiny_vae)
+    batches = [datamanager.next_eval_image(step) for step in range(4)]
+    assert [batch["image_idx"] for _, batch in batches] == [0, 1, 2, 0]
+    camera, batch = batches[1]
+    expected, _ = datamanager.eval_dataset.photograph(1)
+    assert torch.equal(batch["image"], expected)
+    assert (int(camera.height), int(camera.width)) == expected.shape[:2] == (67, 101)
+    views = datamanager.fixed_indices_eval_dataloader
+    assert len(views) == 3
+    assert [batch["image_idx"] for _, batch in views] == [0, 1, 2]
+
+
+# ---------------------------------------------------------------------------------------------------- memory
+
+
+def write_large_scene(folder: Path, views: int) -> Path:
+    """Photographs of 512 x 384, 2.4 MB each when decoded to float32."""
+    write_scene(folder, views, Lens(512, 384, 480.0), photographs=False)
+    random = np.random.default_rng(0)
+    for index in range(views):
+        noise = Image.fromarray(random.integers(0, 255, (6, 8, 3), dtype=np.uint8))
+        noise.resize((512, 384)).save(folder / "images" / f"{index:03d}.png", compress_level=1)
+    return folder
+
+
+def peak_memory_of_training(scene: Path, vae: Path, output: Path) -> float:
+    """MB at most, for starting, training for some steps, and evaluating."""
+    from in_process import make_trainer
+
+    trainer = make_trainer(scene, vae, output, steps=20, max_gaussians=500)
+    trainer.train()
+    trainer.pipeline.get_average_eval_image_metrics()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def test_ten_times_the_images_are_not_ten_times_the_memory(tmp_path, tiny_vae, forked):
+    peaks = []
+    for views in (8, 80):
+        scene = write_large_scene(tmp_path / f"{views}", views)
+        peaks.append(forked.call(peak_memory_of_training, scene, tiny_vae, tmp_path / "out"))
+    # As images in memory the 72 more views would take 170 MB, or 43 MB as bytes; their latents take 4 MB.
+    assert peaks[1] - peaks[0] < 30
