@@ -30,8 +30,8 @@ latent_splatfacto = MethodSpecification(
         ),
         optimizers={
             "means": {"optimizer": FusedAdamConfig(lr=1.6e-4), "scheduler": RunLengthDecayConfig(lr_final=1.6e-6)},
-            "features_dc": {"optimizer": FusedAdamConfig(lr=2.5e-3), "scheduler": None},
-            "features_rest": {"optimizer": FusedAdamConfig(lr=2.5e-3 / 20), "scheduler": None},
+            "features_dc": {"optimizer": FusedAdamConfig(lr=1e-2), "scheduler": None},
+            "features_rest": {"optimizer": FusedAdamConfig(lr=5e-4), "scheduler": None},
             "opacities": {"optimizer": FusedAdamConfig(lr=5e-2), "scheduler": None},
             "scales": {"optimizer": FusedAdamConfig(lr=5e-3), "scheduler": None},
             "quats": {"optimizer": FusedAdamConfig(lr=1e-3), "scheduler": None},

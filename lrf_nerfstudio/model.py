@@ -54,6 +54,23 @@ class LatentSplatfactoModelConfig(SplatfactoModelConfig):
     """What the viewer shows while the camera moves: a linear map of the latents (instant) or a small decode."""
     download_lpips: bool = False
     """Whether the weights of LPIPS may be downloaded when they are not in PyTorch's cache; otherwise it is left out."""
+    # Splatfacto's defaults are for millions of Gaussians on megapixels and 30,000 steps. A latent grid has 1/f^2 of the
+    # pixels: every Gaussian spans more of the picture and collects a larger gradient of the mean loss, so that limits
+    # on screen size would split all of them, and thousands of steps, not tens of thousands, are a run.
+    warmup_length: int = 300
+    """Period of steps where refinement is turned off."""
+    stop_split_at: int = 1500
+    """Stop adding and removing Gaussians at this step."""
+    densify_grad_thresh: float = 0.003
+    """Threshold of positional gradient norm for densifying Gaussians."""
+    cull_alpha_thresh: float = 0.02
+    """Threshold of opacity for culling Gaussians."""
+    stop_screen_size_at: int = 0
+    """Stop culling and splitting at this step with respect to the screen size of Gaussians; 0 never starts."""
+    reset_alpha_every: int = 1000
+    """Every this many refinement steps, reset the alpha; the default is longer than a run."""
+    sh_degree_interval: int = 500
+    """Every n steps turn on another degree of the spherical harmonics."""
     # Options of splatfacto that have no meaning on a latent grid.
     resolution_schedule: Suppress[int] = 0
     num_downscales: Suppress[int] = 0
