@@ -5,6 +5,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from gaussian_scenes import random_scene
@@ -226,3 +227,12 @@ with multiprocessing.get_context("fork").Pool(1) as pool:
     assert pool.apply_async(total).get(timeout=60) == expected
 """
     subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], check=True, timeout=120)
+
+
+def test_kernels_compile_where_no_cache_can_be_kept():
+    """numba then refuses to cache (here since there is no source file), and the kernel works without."""
+    namespace = {}
+    exec("def double(begin, end, x):\n    for i in range(begin, end):\n        x[i] *= 2\n", namespace)
+    numbers = np.arange(4.0)
+    threads.run(threads.kernel(namespace["double"]), [(0, 2), (2, 4)], numbers)
+    assert numbers.tolist() == [0, 2, 4, 6]
