@@ -230,7 +230,7 @@ with multiprocessing.get_context("fork").Pool(1) as pool:
 
 
 def test_kernels_compile_where_no_cache_can_be_kept():
-    """numba then refuses to cache (here since there is no source file), and the kernel works without."""
+    """Numba then refuses to cache (here since there is no source file), and the kernel works without."""
     namespace = {}
     exec("def double(begin, end, x):\n    for i in range(begin, end):\n        x[i] *= 2\n", namespace)
     numbers = np.arange(4.0)
