@@ -14,6 +14,7 @@ from torchvision.utils import save_image
 
 from lrf_nerfstudio.datamanager import LatentDatamanager, LatentDatamanagerConfig
 from lrf_nerfstudio.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.ffmpeg import provide_ffmpeg
 from lrf_nerfstudio.initialization import mean_latents_at_projections
 from lrf_nerfstudio.model import LatentSplatfactoModel, LatentSplatfactoModelConfig, world_to_camera
 from lrf_nerfstudio.vae import FieldNormalization, LinearRGB, VAEConfig
@@ -56,6 +57,7 @@ class LatentPipeline(VanillaPipeline):
         grad_scaler: Any = None,
     ):
         Pipeline.__init__(self)
+        provide_ffmpeg()  # ns-render looks for it once it has its pipeline
         if world_size > 1:
             raise UserError("latent-splatfacto trains on one device: leave out --machine.num-devices.")
         self.config = config
