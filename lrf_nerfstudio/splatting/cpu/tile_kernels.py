@@ -213,6 +213,11 @@ def pack(
         count = min(LANES, end - start)
         for lane in range(count):
             i = np.int64(load_scalar(order, start + lane))
+            ahead = np.int64(load_scalar(order, min(start + lane + 2 * LANES, end - 1)))
+            prefetch(means2d, 2 * ahead)
+            prefetch(conics, 3 * ahead)
+            prefetch(opacities, ahead)
+            prefetch(colors, ahead * channels)
             store_scalar(scratch, lane, load_scalar(means2d, 2 * i))
             store_scalar(scratch, LANES + lane, load_scalar(means2d, 2 * i + 1))
             store_scalar(scratch, 2 * LANES + lane, load_scalar(conics, 3 * i))
