@@ -135,6 +135,7 @@ class RasterizerBenchmark:
             axes.set_ylabel("forward + backward, ms")
             axes.set_ylim(bottom=0)
             axes.set_xlim(left=0)
+            axes.locator_params(axis="x", nbins=5)
             axes.grid(alpha=0.3)
             axes.legend()
             rate = axes.secondary_yaxis("right", functions=(per_second, per_second))
