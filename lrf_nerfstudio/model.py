@@ -218,7 +218,8 @@ class LatentSplatfactoModel(SplatfactoModel):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self.strategy_state = {
+        # What a strategy keeps depends on its options, which a resumed run may change: the rest stays as initialised.
+        self.strategy_state |= {
             name: value.to(self.device) if isinstance(value, Tensor) else value
             for name, value in state["strategy"].items()
         }
@@ -238,7 +239,8 @@ class LatentSplatfactoModel(SplatfactoModel):
                 f"The checkpoint was trained in the latent space of the VAE {trained_with['source']!r} "
                 f"({trained_with['latent_channels']} channels, factor {trained_with['spatial_factor']}), not of "
                 f"{self.vae.source!r} ({self.vae.latent_channels} channels, factor {self.vae.spatial_factor}). "
-                "Set --pipeline.vae.source to the VAE it was trained with, or to one with the same encoder."
+                "Set --pipeline.vae.source (pipeline.vae.source in the config.yml of a trained scene) to the VAE it was "
+                "trained with, or to one with the same encoder."
             )
         for name, parameter in self.gauss_params.items():
             saved = state[f"gauss_params.{name}"]
