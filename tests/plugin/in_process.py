@@ -36,10 +36,14 @@ def make_pipeline(scene: Path, vae: Path, test_mode: str = "val", **options: Any
     return make_config(scene, vae, Path(), **options).pipeline.setup(device="cpu", test_mode=test_mode)
 
 
-def make_trainer(scene: Path, vae: Path, output: Path, steps: int, **options: Any) -> LatentTrainer:
-    """A trainer that is ready to train for a number of steps."""
+def make_trainer(
+    scene: Path, vae: Path, output: Path, steps: int, load_from: tuple[Path, int | None] | None = None, **options: Any
+) -> LatentTrainer:
+    """A trainer that is ready to train for a number of steps, from a checkpoint folder and step if given."""
     config = make_config(scene, vae, output, **options)
     config.max_num_iterations = steps
+    if load_from is not None:
+        config.load_dir, config.load_step = load_from
     config.save_config()
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
