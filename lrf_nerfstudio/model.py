@@ -239,8 +239,8 @@ class LatentSplatfactoModel(SplatfactoModel):
                 f"The checkpoint was trained in the latent space of the VAE {trained_with['source']!r} "
                 f"({trained_with['latent_channels']} channels, factor {trained_with['spatial_factor']}), not of "
                 f"{self.vae.source!r} ({self.vae.latent_channels} channels, factor {self.vae.spatial_factor}). "
-                "Set --pipeline.vae.source (pipeline.vae.source in the config.yml of a trained scene) to the VAE it was "
-                "trained with, or to one with the same encoder."
+                "Set --pipeline.vae.source (pipeline.vae.source in the config.yml of a trained scene) to the VAE it "
+                "was trained with, or to one with the same encoder."
             )
         for name, parameter in self.gauss_params.items():
             saved = state[f"gauss_params.{name}"]
