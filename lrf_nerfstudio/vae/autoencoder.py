@@ -7,6 +7,7 @@ Example:
     >>> images = vae.decode(latents, height=473, width=265)  # [B, 473, 265, 3]  # doctest: +SKIP
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -128,20 +129,18 @@ class VAE(nn.Module):
         return vae.to(device).eval().requires_grad_(False)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-        """Writes the autoencoder as a diffusers folder that can be a `source`, replacing an older one as a whole.
+        """Writes the autoencoder as a diffusers folder that can be a `source`.
 
         Args:
-            folder: where to; files other than the autoencoder's two that are there stay.
+            folder: where to. The two files of an older autoencoder there are replaced; others stay.
             dtype: precision on disk.
         """
         folder.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".vae-", dir=folder.parent))
         try:
-            with torch.no_grad():
-                copy = type(self.autoencoder).from_config(self.autoencoder.config)
-                copy.load_state_dict(self.autoencoder.state_dict())
-                copy.to(dtype=dtype).save_pretrained(temporary, safe_serialization=True)
+            copy.deepcopy(self).to(dtype).autoencoder.save_pretrained(temporary, safe_serialization=True)
             for file in temporary.iterdir():
+                shutil.copymode(temporary / "config.json", file)  # safetensors makes files for their owner alone
                 os.replace(file, folder / file.name)
         finally:
             shutil.rmtree(temporary)

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,9 @@ def _file_sha256(path: Path) -> str:
 
 
 def _tensor_sha256(latent: Tensor) -> str:
-    return hashlib.sha256(latent.numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(str(tuple(latent.shape)).encode())
+    digest.update(latent.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read(file: Path, expected_shape: tuple[int | None, ...]) -> Tensor:
@@ -131,13 +134,11 @@ def _write(file: Path, latent: Tensor) -> None:
     """Writes a latent so that `file` is complete or as before at any moment."""
     from safetensors.torch import save
 
-    metadata = {"sha256": _tensor_sha256(latent), "shape": json.dumps(list(latent.shape))}
-    content = save({"latent": latent}, metadata)
-    temporary = None
+    content = save({"latent": latent}, {"sha256": _tensor_sha256(latent)})
+    temporary = file.with_name(f".{file.stem}-{uuid.uuid4().hex}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{file.stem}-", dir=file.parent)
-        with open(descriptor, "wb") as stream:
+        with open(temporary, "xb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -148,5 +149,5 @@ def _write(file: Path, latent: Tensor) -> None:
             "--pipeline.datamanager.latent-cache-dir to another folder."
         ) from error
     finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        with suppress(OSError):
+            temporary.unlink()  # where something failed; a file in place of the folder is an OSError too

@@ -62,9 +62,13 @@ def _tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
-    """[length] blending weight: rises over `overlap` samples from either end to 1, never 0."""
+    """[length] blending weight: from next to nothing at either end, where a tile lacks its surroundings, to 1.
+
+    It rises over the middle half of the overlap. It is never 0, as at the picture's edge there is no other tile.
+    """
     distance_to_end = torch.arange(length, device=like.device, dtype=like.dtype) + 0.5
-    return torch.minimum(distance_to_end, distance_to_end.flip(0)).div(max(overlap, 0.5)).clamp(max=1.0)
+    distance_to_end = torch.minimum(distance_to_end, distance_to_end.flip(0))
+    return ((distance_to_end - overlap / 4) / max(overlap / 2, 0.5)).clamp(1e-4, 1.0)
 
 
 def apply_tiled(

@@ -51,7 +51,7 @@ def load_autoencoder(source: str) -> "Autoencoder":
         with importlib.resources.as_file(importlib.resources.files("lrf_nerfstudio") / "assets" / source) as folder:
             return _load_folder(folder)
     path = Path(source).expanduser()
-    if path.is_dir():
+    if source and path.is_dir():  # the empty path is the working directory
         return _load_folder(path)
     if path.is_file():
         if path.suffix not in _LDM_SUFFIXES:

@@ -46,17 +46,17 @@ class TrainVAEConfig:
     """How many photographs of each of these folders, evenly chosen."""
     latent_channels: int = 8
     """Channels of the latent."""
-    width: int = 48
+    width: int = 32
     """Channels of every hidden layer."""
     encoder_blocks: tuple[int, ...] = (0, 0, 2, 3)
     """Residual blocks of the encoder at each resolution, the full one first; each next one is half as large."""
     decoder_blocks: tuple[int, ...] = (4, 3, 1, 0)
     """Residual blocks of the decoder at each resolution, the full one last."""
-    steps: int = 3000
+    steps: int = 6000
     """Optimizer steps in all."""
     batch_size: int = 8
     """Crops in a step."""
-    crop: int = 96
+    crop: int = 64
     """Side of a crop in pixels, a multiple of the spatial factor."""
     max_reduction: float = 3.0
     """A crop is cut from a region up to so many times larger and reduced, so that coarse and fine detail are seen."""
@@ -64,11 +64,11 @@ class TrainVAEConfig:
     """Largest learning rate of Adam; it rises over the first 2 % of the steps and falls to 1 % along a cosine."""
     ema_decay: float = 0.998
     """Decay of the moving average of the weights, which is what is measured and written."""
-    gradient_weight: float = 1.0
+    gradient_weight: float = 0.5
     """Weight of the L1 loss on differences of neighbouring pixels, which keeps detail, beside the L1 loss on pixels."""
-    noise: float = 0.15
+    noise: float = 0.1
     """Largest standard deviation of the noise that is added to latents, which lie within about -2 and 2."""
-    warp_share: float = 0.5
+    warp_share: float = 0.25
     """Share of the crops whose latent is moved, turned and scaled before it is decoded."""
     range_weight: float = 0.1
     """Weight of the squared excess of latents beyond -2 and 2; the decoder squashes them at 3."""
@@ -209,6 +209,54 @@ def build_autoencoder(config: TrainVAEConfig) -> "AutoencoderTiny":
 
 
 @torch.no_grad()
+def initialize(autoencoder: "AutoencoderTiny", images: Tensor) -> None:
+    """Lets training start from an autoencoder that already works, roughly, which saves it its slowest part.
+
+    Channels 0 to 2 of all layers carry colour: the encoder averages it, `latent = 3 * (color - 0.5)`, and the decoder
+    interpolates it bilinearly. The other weights stay random; those that lead to further latent channels respond to
+    detail and are scaled so that these channels are uncorrelated and of unit variance. Residual branches start at zero.
+
+    Args:
+        autoencoder: freshly initialised, with at least 3 latent channels and 4 hidden ones; changed in place.
+        images: [B, 3, H, W] in [0, 1], examples for the variance.
+    """
+    binomial = torch.tensor([0.25, 0.5, 0.25], device=images.device)
+    average, center = torch.outer(binomial, binomial), torch.zeros(3, 3, device=images.device)
+    center[1, 1] = 1.0
+
+    def carry_color(layer: nn.Conv2d, kernel: Tensor, offset: float = 0.0) -> None:
+        layer.weight[:3] = torch.eye(3, layer.in_channels, device=kernel.device)[:, :, None, None] * kernel
+        if layer.bias is not None:
+            layer.bias[:3] = offset
+
+    for half in (autoencoder.encoder, autoencoder.decoder):
+        convolutions = [layer for layer in half.layers if isinstance(layer, nn.Conv2d)]
+        for block in (layer for layer in half.layers if hasattr(layer, "fuse")):
+            nn.init.zeros_(block.conv[-1].weight)
+            nn.init.zeros_(block.conv[-1].bias)
+        for layer in convolutions[1:-1]:
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+            carry_color(layer, average)
+        first, last = convolutions[0], convolutions[-1]
+        if half is autoencoder.encoder:
+            first.weight -= first.weight.mean(dim=(2, 3), keepdim=True)  # no response to flat colour, only to detail
+            first.weight *= 3.0
+            carry_color(first, center)
+            carry_color(last, 3.0 * center, offset=-1.5)
+        else:
+            nn.init.zeros_(last.weight)
+            carry_color(first, center / 3.0, offset=0.5)
+            carry_color(last, center)
+
+    detail = autoencoder.encode(images * 2.0 - 1.0).latents[:, 3:].movedim(1, 0).flatten(1)  # [C - 3, cells]
+    variances, axes = torch.linalg.eigh(torch.cov(detail).reshape(len(detail), len(detail)))
+    whitening = axes @ torch.diag(variances.clamp(min=1e-4 * variances.max()).rsqrt()) @ axes.T
+    last = autoencoder.encoder.layers[-1]
+    last.weight[3:] = torch.einsum("ij,j...->i...", whitening, last.weight[3:])
+    last.bias[3:] = whitening @ (last.bias[3:] - detail.mean(dim=1))
+
+
+@torch.no_grad()
 def reconstruction_psnr(vae: VAE, paths: Sequence[Path]) -> float:
     """Mean PSNR in dB of photographs after encoding and decoding, at full size."""
     psnrs = []
@@ -242,6 +290,10 @@ class VAETrainer:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
         self.step = 0
         self._read = functools.lru_cache(maxsize=config.images_in_memory)(read_image)
+
+        examples = torch.cat([self.batch(config.steps + i)[0] for i in range(4)])
+        initialize(self.model, examples.to(device))
+        self.ema.load_state_dict(self.model.state_dict())
 
         checkpoint = config.output / _CHECKPOINT
         if config.resume:
