@@ -17,7 +17,7 @@ python "$repository/scripts/make_demo_scene.py" --output "$scene"
 
 step "2/4 Training (ns-train)"
 ns-train latent-splatfacto --data "$scene" --output-dir "$folder/outputs" --experiment-name demo --timestamp run \
-    --vis tensorboard --max-num-iterations 2000
+    --vis tensorboard --max-num-iterations 2000 --logging.steps-per-log 100 --logging.local-writer.max-log-size 0
 
 step "3/4 Evaluation on the held-out views (ns-eval)"
 ns-eval --load-config "$run/config.yml" --output-path "$folder/metrics.json" --render-output-path "$folder/held_out"

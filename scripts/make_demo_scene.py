@@ -350,22 +350,22 @@ def _terrace(p: Vec3, seed: int) -> Vec3:
     """Stone tiles around a woven round carpet, a kerb, then meadow."""
     radius, angle = math.hypot(p[0], p[1]), math.atan2(p[1], p[0])
     if radius < 1.75:
-        ring = math.floor(radius / 0.25)
-        weave = 0.8 + 0.3 * _noise(40.0 * p[0], 40.0 * p[1], 0.0, seed)
+        ring = math.floor(radius / 0.35)
+        weave = 0.75 + 0.4 * _fractal(6.0 * p[0], 6.0 * p[1], 0.0, seed)
         colour: Vec3 = (0.32, 0.05, 0.06)
         if ring % 2 == 1:
-            teeth = abs((angle / (2.0 * math.pi) * (8.0 + 6.0 * ring)) % 1.0 - 0.5) * 2.0
-            inside = teeth > (radius / 0.25 - ring)
+            teeth = abs((angle / (2.0 * math.pi) * (5.0 + 5.0 * ring)) % 1.0 - 0.5) * 2.0
+            inside = teeth > (radius / 0.35 - ring)
             colour = (0.62, 0.45, 0.2) if inside else (0.05, 0.1, 0.22)
         elif ring > 0:
-            dot = abs((angle / (2.0 * math.pi) * (10.0 + 6.0 * ring)) % 1.0 - 0.5)
-            if dot < 0.17 and abs(radius / 0.25 - ring - 0.5) < 0.2:
+            dot = abs((angle / (2.0 * math.pi) * (4.0 + 5.0 * ring)) % 1.0 - 0.5)
+            if dot < 0.2 and abs(radius / 0.35 - ring - 0.5) < 0.24:
                 colour = (0.7, 0.62, 0.45)
         return _scaled(colour, weave)
     if radius < TERRACE_RADIUS:
         if radius > TERRACE_RADIUS - 0.16:
             return _scaled((0.42, 0.4, 0.37), 0.6 + 0.7 * _fractal(6.0 * p[0], 6.0 * p[1], 0.0, seed))
-        u, v = p[0] / 0.55, p[1] / 0.55
+        u, v = p[0] / 0.7, p[1] / 0.7
         v += 0.5 * (math.floor(u) % 2.0)
         i, j = math.floor(u), math.floor(v)
         edge = min(min(u - i, 1.0 - u + i), min(v - j, 1.0 - v + j))
@@ -373,7 +373,7 @@ def _terrace(p: Vec3, seed: int) -> Vec3:
         warmth = _hash(j, i, seed + 4)
         stone = _scaled(_mix((0.36, 0.33, 0.3), (0.46, 0.33, 0.22), warmth), tone)
         grain = 0.65 + 0.7 * _fractal(5.0 * p[0], 5.0 * p[1], 3.0 * tone, seed)
-        return _mix((0.1, 0.09, 0.08), _scaled(stone, grain), _smoothstep(0.02, 0.05, edge))
+        return _mix((0.1, 0.09, 0.08), _scaled(stone, grain), _smoothstep(0.02, 0.04, edge))
     patches = _fractal(0.7 * p[0], 0.7 * p[1], 1.0, seed)
     blades = _fractal(5.0 * p[0], 5.0 * p[1], 2.0, seed)
     near = 1.0 / (1.0 + (radius / 12.0) ** 2)  # fine detail fades before it aliases
@@ -384,16 +384,16 @@ def _terrace(p: Vec3, seed: int) -> Vec3:
 @njit(cache=True)
 def _brick(p: Vec3, n: Vec3, seed: int) -> Vec3:
     u, v = (p[1], p[2]) if abs(n[0]) > 0.5 else (p[0], p[2]) if abs(n[1]) > 0.5 else (p[0], p[1])
-    row = math.floor((v + 0.44) / 0.147)
-    u = u / 0.31 + 0.5 * (row % 2)
+    row = math.floor((v + 0.44) / 0.22)
+    u = u / 0.42 + 0.5 * (row % 2)
     column = math.floor(u)
-    side, rise = u - column, (v + 0.44) / 0.147 - row
-    mortar = min(min(side, 1.0 - side) * 0.31, min(rise, 1.0 - rise) * 0.147)
+    side, rise = u - column, (v + 0.44) / 0.22 - row
+    mortar = min(min(side, 1.0 - side) * 0.42, min(rise, 1.0 - rise) * 0.22)
     face = int(2.0 * n[0] + 5.0 * n[1] + 11.0 * n[2])
     tone = _hash(int(column) + 17 * face, int(row), seed + 5)
     clay = _mix((0.4, 0.09, 0.04), (0.58, 0.22, 0.1), tone)
-    rough = 0.7 + 0.6 * _fractal(14.0 * p[0], 14.0 * p[1], 14.0 * p[2], seed)
-    return _mix((0.5, 0.47, 0.42), _scaled(clay, rough), _smoothstep(0.008, 0.018, mortar))
+    rough = 0.7 + 0.6 * _fractal(7.0 * p[0], 7.0 * p[1], 7.0 * p[2], seed)
+    return _mix((0.5, 0.47, 0.42), _scaled(clay, rough), _smoothstep(0.011, 0.02, mortar))
 
 
 @njit(cache=True)
@@ -405,13 +405,13 @@ def _crate(p: Vec3, n: Vec3, seed: int) -> Vec3:
     framed = border < 0.075
     if framed and abs(u) > abs(v):
         u, v = v, u
-    plank = math.floor((v + half) / 0.12)
-    grain = _fractal(2.5 * u + 9.0 * plank, 26.0 * v, 3.0 * _hash(int(plank), 3, seed), seed)
+    plank = math.floor((v + half) / 0.18)
+    grain = _fractal(2.0 * u + 9.0 * plank, 15.0 * v, 3.0 * _hash(int(plank), 3, seed), seed)
     wood = _mix((0.2, 0.09, 0.03), (0.62, 0.38, 0.17), _smoothstep(0.25, 0.75, grain))
     if framed:
         return _scaled(wood, 0.95 if border < 0.068 else 0.35)
-    seam = abs((v + half) / 0.12 - plank - 0.5)
-    return _scaled(wood, (0.55 + 0.4 * _hash(int(plank), 8, seed)) * (0.3 if seam > 0.46 else 1.0))
+    seam = abs((v + half) / 0.18 - plank - 0.5)
+    return _scaled(wood, (0.55 + 0.4 * _hash(int(plank), 8, seed)) * (0.3 if seam > 0.47 else 1.0))
 
 
 @njit(cache=True)
@@ -431,14 +431,14 @@ def _donut(p: Vec3, size: Vec3, seed: int) -> Vec3:
     rim = 0.08 * math.sin(7.0 * angle) + 0.05 * math.sin(12.0 * angle + 2.0)
     if p[2] / size[1] < 0.12 + rim:
         return _scaled((0.6, 0.33, 0.12), 0.7 + 0.5 * _fractal(9.0 * p[0], 9.0 * p[1], 9.0 * p[2], seed))
-    u, v = angle * 5.5, around * 3.2
+    u, v = angle * 3.6, around * 2.2
     i, j = math.floor(u), math.floor(v)
     turn = math.pi * _hash(i, j, seed + 6)
     x = u - i - 0.35 - 0.3 * _hash(i, j, seed + 7)
     y = v - j - 0.35 - 0.3 * _hash(i, j, seed + 8)
     along = abs(math.cos(turn) * x + math.sin(turn) * y)
     across = abs(math.cos(turn) * y - math.sin(turn) * x)
-    if along < 0.3 and across < 0.1:
+    if along < 0.3 and across < 0.11:
         return _palette(_hash(i, j, seed + 9))
     return 0.82, 0.22, 0.36
 
@@ -455,7 +455,7 @@ def _can(p: Vec3, n: Vec3, half_height: float, seed: int) -> Vec3:
     if abs(height) > 0.5:
         wave = height - math.copysign(0.66, height) - 0.07 * math.sin(12.0 * math.pi * angle)
         return (0.85, 0.62, 0.12) if abs(wave) < 0.06 else (0.02, 0.16, 0.34)
-    ink = _script(14.0 * angle + 14.0, (0.5 - height) * 5.4, seed + 10)
+    ink = _script(9.0 * angle + 9.0, (0.5 - height) * 3.6, seed + 10)
     return (0.03, 0.05, 0.12) if ink > 0.5 else (0.88, 0.84, 0.74)
 
 
@@ -470,18 +470,18 @@ def _poster(p: Vec3, n: Vec3, size: Vec3, seed: int) -> Vec3:
     if v < 0.0 or u < 0.0 or u > 2.0 * size[0] - 0.18 or v > 0.68:
         return paper
     side = int(n[1])
-    if v < 0.15:
-        return (0.45, 0.04, 0.03) if _script(u / 0.085, v / 0.085, seed + 12 + side) > 0.5 else paper
-    if v > 0.2 and u < 0.44:
-        x, y = u / 0.44, (v - 0.2) / 0.48
+    if v < 0.18:
+        return (0.45, 0.04, 0.03) if _script(u / 0.115, v / 0.1, seed + 12 + side) > 0.5 else paper
+    if v > 0.22 and u < 0.44:
+        x, y = u / 0.44, (v - 0.22) / 0.46
         hill = 0.6 + 0.16 * math.sin(5.0 * x + side) + 0.1 * math.sin(11.0 * x)
         if y > hill:
             return _mix((0.08, 0.25, 0.12), (0.3, 0.4, 0.1), _noise(9.0 * x, 9.0 * y, 2.0, seed))
         if math.hypot(x - 0.7, 0.8 * (y - 0.25)) < 0.13:
             return 0.9, 0.55, 0.08
         return _mix((0.15, 0.38, 0.65), (0.75, 0.6, 0.5), y)
-    if v > 0.2 and u > 0.5:
-        return (0.06, 0.06, 0.07) if _script((u - 0.5) / 0.052, (v - 0.2) / 0.056, seed + 15 + side) > 0.5 else paper
+    if v > 0.22 and u > 0.5:
+        return (0.06, 0.06, 0.07) if _script((u - 0.5) / 0.084, (v - 0.22) / 0.086, seed + 15 + side) > 0.5 else paper
     return paper
 
 
@@ -789,7 +789,7 @@ def make_demo_scene(config: DemoScene) -> Path:
 
     geometry = demo_geometry(config.seed)
     cameras = demo_cameras(config.views, config.seed)
-    focal = 1.15 * max(height, width)
+    focal = 1.3 * max(height, width)
     names = [f"images/view_{view:03d}.png" for view in range(config.views)]
     (config.output / "images").mkdir(parents=True, exist_ok=True)
     images = np.empty((config.views, height, width, 3), dtype=np.uint8)

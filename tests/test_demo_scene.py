@@ -19,7 +19,7 @@ from lrf_nerfstudio.dataparser import NerfstudioParser
 from lrf_nerfstudio.errors import UserError
 
 SIZE = (100, 132)
-FOCAL = 1.15 * 132
+FOCAL = 1.3 * 132
 NOISE = 0.1
 """How far behind its surface the noise may take a seed point: 0.3 pixels are 0.01 at the objects, more behind them."""
 
