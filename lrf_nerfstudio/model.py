@@ -61,7 +61,7 @@ class LatentSplatfactoModelConfig(SplatfactoModelConfig):
     """Period of steps where refinement is turned off."""
     stop_split_at: int = 1500
     """Stop adding and removing Gaussians at this step."""
-    densify_grad_thresh: float = 0.003
+    densify_grad_thresh: float = 0.002
     """Threshold of positional gradient norm for densifying Gaussians."""
     cull_alpha_thresh: float = 0.02
     """Threshold of opacity for culling Gaussians."""
