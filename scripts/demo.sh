@@ -10,6 +10,8 @@ folder="$(cd "$folder" && pwd)"
 scene="$folder/scene"
 run="$folder/outputs/demo/latent-splatfacto/run"
 
+export PYTHONWARNINGS="ignore::FutureWarning,ignore::UserWarning" # libraries about their own code
+
 step() { printf '\n== %s\n' "$*"; }
 
 step "1/4 The scene: 48 ray-traced views of 256 x 256"
