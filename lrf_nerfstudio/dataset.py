@@ -14,7 +14,7 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from PIL import Image
 from torch import Tensor
 
-from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.errors import UserError, exit_on_user_error
 
 TRANSPARENT_RGB = 1.0
 """Transparent pixels are composited over white where the data parser names no colour, as it does for Blender scenes."""
@@ -118,8 +118,8 @@ class PinholeDataset(InputDataset):
             camera, channels = self._dataparser_outputs.cameras[image_idx], len(image.getbands())
             if image.size != (int(camera.width), int(camera.height)) or channels != 1:
                 raise UserError(
-                    f"The mask {path} is {image.width} x {image.height} pixels with {channels} channels. A mask has one "
-                    f"channel and the size of its photograph, {int(camera.width)} x {int(camera.height)}."
+                    f"The mask {path} is {image.width} x {image.height} pixels with {channels} channels. A mask has "
+                    f"one channel and the size of its photograph, {int(camera.width)} x {int(camera.height)}."
                 )
             try:
                 mask = np.array(image.resize(self._scaled_size(image_idx), resample=Image.Resampling.NEAREST))
@@ -150,6 +150,11 @@ class PinholeDataset(InputDataset):
         if mask is not None:
             data["mask"] = mask
         return data
+
+    @exit_on_user_error()
+    def __getitem__(self, image_idx: int) -> dict[str, Any]:
+        """What nerfstudio's viewer and ns-render take pictures from: `get_data`."""
+        return self.get_data(image_idx)
 
     def photograph(self, image_idx: int) -> tuple[Float[Tensor, "h w 3"], Tensor | None]:
         """The image in [0, 1], and its mask [h, w] (True: counts) if there is one."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import Parameter, ParameterDict
 from tyro.conf import Suppress
 
-from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.evaluation.metrics import ImageMetrics
 from lrf_nerfstudio.field import LatentField
 from lrf_nerfstudio.losses import structural_similarity
@@ -77,6 +77,12 @@ class LatentSplatfactoModelConfig(SplatfactoModelConfig):
     use_bilateral_grid: Suppress[bool] = False
     grid_shape: Suppress[tuple[int, int, int]] = (16, 16, 8)
     color_corrected_metrics: Suppress[bool] = False
+    # And of models that march along rays.
+    enable_collider: Suppress[bool] = False
+    collider_params: Suppress[dict[str, float] | None] = None
+    loss_coefficients: Suppress[dict[str, float]] = field(default_factory=dict)
+    eval_num_rays_per_chunk: Suppress[int] = 4096
+    prompt: Suppress[str | None] = None
 
 
 class FieldRender(NamedTuple):
@@ -372,6 +378,11 @@ class LatentSplatfactoModel(SplatfactoModel):
                 latent = self.vae.encode(rgb.to(self.device).expand(1, side, side, 3))
                 self._background_fields[key] = self.normalization.to_field(latent)[0, cells // 2, cells // 2]
         return self._background_fields[key]
+
+    @exit_on_user_error()
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Any]:
+        """What nerfstudio's commands and viewer render with: `get_outputs`, inside a crop box if there is one."""
+        return super().get_outputs_for_camera(camera, obb_box)
 
     def get_outputs(self, camera: Cameras) -> dict[str, Any]:
         """Render a camera.
