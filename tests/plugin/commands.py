@@ -47,10 +47,13 @@ class Finished:
         return self.output.split("Error: ")[1]
 
 
-def run(command: str, *arguments: object, env: dict[str, str] | None = None, timeout: float = 300) -> Finished:
+def run(command: str, *arguments: object, env: dict[str, str] | None = None, timeout: float = 500) -> Finished:
     """Run a command of the environment's bin folder: what a user types, with nerfstudio's seconds of imports."""
     process = start(command, *arguments, env=env)
-    output, _ = process.communicate(timeout=timeout)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
     return Finished(process.returncode, output)
 
 

@@ -1,10 +1,11 @@
 """Fixtures of the plugin's tests: tiny autoencoders, tiny scenes, and one scene that is trained once for all tests."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from commands import ForkedCommands
+from commands import ForkedCommands, run
 from tiny_scenes import Lens, write_scene
 
 
@@ -40,3 +41,29 @@ def floor_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def forked(tmp_path_factory: pytest.TempPathFactory, user_cache_folder: Path) -> ForkedCommands:
     return ForkedCommands(tmp_path_factory.mktemp("logs"))
+
+
+@dataclass
+class TrainedScene:
+    """A scene that ns-train has trained with default options."""
+
+    scene: Path
+    run: Path  # where its config.yml is
+    output: str  # what ns-train said
+
+    @property
+    def config(self) -> Path:
+        return self.run / "config.yml"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, user_cache_folder: Path) -> TrainedScene:
+    """17 views of 199 x 149, trained for 400 steps with the package's own autoencoder. Tests must not change it."""
+    folder = tmp_path_factory.mktemp("trained")
+    scene = write_scene(folder / "floor", views=17, lenses=Lens(199, 149, 180.0))
+    finished = run(
+        *("ns-train", "latent-splatfacto", "--data", scene, "--output-dir", folder, "--timestamp", "run"),
+        *("--max-num-iterations", 400, "--vis", "tensorboard"),
+    )
+    finished.check()
+    return TrainedScene(scene, folder / "floor" / "latent-splatfacto" / "run", finished.output)
