@@ -91,6 +91,8 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
             self._latent_cache = LatentCache(config.latent_cache_dir, vae)
             self.spatial_factor = vae.spatial_factor
         self.train_views: list[tuple[Cameras, dict[str, Any]]] = []
+        self._epoch = -1
+        self._epoch_order: list[int] = []
 
     @property
     def latent_cache(self) -> LatentCache:
@@ -139,7 +141,7 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         views that the interrupted one would have seen.
         """
         epoch, position = divmod(step, len(self.train_views))
-        if position == 0 or not hasattr(self, "_epoch_order") or self._epoch != epoch:
+        if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.config.train_cameras_sampling_seed + epoch)
             self._epoch, self._epoch_order = epoch, torch.randperm(len(self.train_views), generator=generator).tolist()
         camera, batch = self.train_views[self._epoch_order[position]]

@@ -28,6 +28,8 @@ class PinholeDataset(InputDataset):
     channels: what is transparent is composited over the parser's `alpha_color`.
     """
 
+    cameras: Cameras
+
     def __init__(self, dataparser_outputs: DataparserOutputs, scale_factor: float = 1.0):
         if dataparser_outputs.alpha_color is None:
             dataparser_outputs = replace(dataparser_outputs, alpha_color=torch.full((3,), TRANSPARENT_RGB))

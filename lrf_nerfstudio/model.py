@@ -233,7 +233,7 @@ class LatentSplatfactoModel(SplatfactoModel):
     def update_to_step(self, step: int) -> None:
         self.step = step
 
-    def load_state_dict(self, state: dict[str, Any], **kwargs: Any) -> Any:  # type: ignore[override]
+    def load_state_dict(self, state: dict[str, Any], **kwargs: Any) -> Any:
         """Load a checkpoint's state, which may have any number of Gaussians.
 
         Raises:

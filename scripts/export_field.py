@@ -7,7 +7,6 @@ import torch
 import tyro
 
 from lrf_nerfstudio.errors import exit_on_user_error
-from lrf_nerfstudio.field import LatentField
 
 
 @dataclass
