@@ -128,7 +128,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_weights(config):
         value = getattr(config, name)
         options += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
     options += ["--steps", "100000"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}  # sums depend on threads
     process = subprocess.Popen([sys.executable, REPOSITORY / "scripts/train_vae.py", *options], env=environment)
     checkpoint = config.output / "checkpoint.pt"
     deadline = time.monotonic() + 200
