@@ -155,3 +155,16 @@ def wait_until(condition: Callable[[], object], timeout: float = 60, what: str =
     while not condition():
         assert time.monotonic() < end, f"{what or condition} did not happen within {timeout} s"
         time.sleep(0.02)
+
+
+@dataclass
+class TrainedScene:
+    """A scene that ns-train has trained with default options."""
+
+    scene: Path
+    run: Path  # where its config.yml is
+    output: str  # what ns-train said
+
+    @property
+    def config(self) -> Path:
+        return self.run / "config.yml"

@@ -1,29 +1,11 @@
 """Fixtures of the plugin's tests: tiny autoencoders, tiny scenes, and one scene that is trained once for all tests."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
-from commands import ForkedCommands, run
+from commands import ForkedCommands, TrainedScene, run
 from tiny_scenes import Lens, write_scene
-
-
-def make_vae(folder: Path, channels: int = 4, seed: int = 0) -> Path:
-    """Write an untrained AutoencoderTiny with f = 8."""
-    from diffusers import AutoencoderTiny
-
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        autoencoder = AutoencoderTiny(
-            latent_channels=channels,
-            encoder_block_out_channels=(8, 8, 8, 8),
-            decoder_block_out_channels=(8, 8, 8, 8),
-            num_encoder_blocks=(1, 1, 1, 1),
-            num_decoder_blocks=(1, 1, 1, 1),
-        )
-    autoencoder.save_pretrained(folder)
-    return folder
+from tiny_vaes import make_vae
 
 
 @pytest.fixture(scope="session")
@@ -41,19 +23,6 @@ def floor_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def forked(tmp_path_factory: pytest.TempPathFactory, user_cache_folder: Path) -> ForkedCommands:
     return ForkedCommands(tmp_path_factory.mktemp("logs"))
-
-
-@dataclass
-class TrainedScene:
-    """A scene that ns-train has trained with default options."""
-
-    scene: Path
-    run: Path  # where its config.yml is
-    output: str  # what ns-train said
-
-    @property
-    def config(self) -> Path:
-        return self.run / "config.yml"
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from commands import Finished, run
-from conftest import TrainedScene
+from commands import Finished, TrainedScene, run
 from nerfstudio.utils.eval_utils import eval_setup
 from PIL import Image
 from plyfile import PlyData

@@ -11,6 +11,7 @@ from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.model_components.renderers import background_color_override_context
 from tiny_scenes import Lens, write_scene
+from tiny_vaes import make_vae
 
 from lrf_nerfstudio.errors import UserError
 from lrf_nerfstudio.initialization import mean_latents_at_projections
@@ -449,8 +450,6 @@ def test_a_checkpoint_holds_no_weights_of_the_vae(floor_scene, tiny_vae):
 
 
 def test_channels_follow_the_vae(floor_scene, tmp_path_factory):
-    from conftest import make_vae
-
     vae: Path = make_vae(tmp_path_factory.mktemp("vae16"), channels=16)
     pipeline = make_pipeline(floor_scene, vae)
     assert pipeline.model.features_dc.shape == (400, 16)

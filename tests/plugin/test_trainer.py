@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from commands import start, wait_until
-from conftest import make_vae
 from in_process import make_trainer
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from tiny_scenes import Lens, write_scene
+from tiny_vaes import make_vae
 
 GROWING = {"warmup_length": 2, "refine_every": 4, "densify_grad_thresh": 1e-7, "max_gaussians": 500}
 """Options of the model under which Gaussians are added, removed and reset within a few dozen steps."""

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny_kl, tiny_taesd
+from tiny_autoencoders import tiny_kl, tiny_taesd
 
 from lrf_nerfstudio.errors import UserError
 from lrf_nerfstudio.vae import VAE, VAEConfig, latent_size, pad_to_multiple

@@ -8,8 +8,8 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_kl, tiny_taesd
 from safetensors.torch import load_file, save_file
+from tiny_autoencoders import tiny_kl, tiny_taesd
 
 from lrf_nerfstudio.errors import UserError
 from lrf_nerfstudio.vae import VAE, VAEConfig
