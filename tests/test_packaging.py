@@ -128,7 +128,7 @@ def imported_modules(path: Path) -> set[str]:
 )
 def test_what_is_imported_is_a_direct_dependency(folder: str, extras: list[str | None]) -> None:
     files = list((ROOT / folder).rglob("*.py"))
-    own = {"lrf_nerfstudio", "conftest"} | {path.stem for path in files} | {"make_demo_scene"}
+    own = {"lrf_nerfstudio"} | {path.stem for path in [*files, *(ROOT / "scripts").glob("*.py")]}
     imported = set().union(*map(imported_modules, files)) - sys.stdlib_module_names - own
     declared = {canonicalize_name(r.name) for extra in extras for r in direct_dependencies(extra)}
     owners = importlib.metadata.packages_distributions()
