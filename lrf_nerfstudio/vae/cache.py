@@ -3,10 +3,8 @@
 import hashlib
 import json
 import os
-import uuid
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.files import cache_directory, file_sha256, read_tensors, write_tensors
 from lrf_nerfstudio.vae.autoencoder import VAE
 from lrf_nerfstudio.vae.grid import latent_size
 
@@ -22,7 +21,7 @@ _FORMAT = 1  # part of every key: raise it when what is stored changes its meani
 
 def default_cache_directory() -> Path:
     """`lrf_nerfstudio/latents` in the user's cache folder (`$XDG_CACHE_HOME`, else `~/.cache`)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrf_nerfstudio" / "latents"
+    return cache_directory("latents")
 
 
 class LatentCache:
@@ -85,7 +84,7 @@ class LatentCache:
     def _file(self, paths: Sequence[Path], preprocessing: dict[str, Any]) -> Path:
         description = {
             "format": _FORMAT,
-            "images": [_file_sha256(Path(path)) for path in paths],
+            "images": [_image_sha256(Path(path)) for path in paths],
             "preprocessing": preprocessing,
             "vae": self.vae.encode_settings,
         }
@@ -97,57 +96,29 @@ class LatentCache:
         return (self.vae.latent_channels, *cells)
 
 
-def _file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def _image_sha256(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        return file_sha256(path)
     except OSError as error:
         raise UserError(f"The image {path} cannot be read: {error.strerror}.") from error
-    return digest.hexdigest()
-
-
-def _tensor_sha256(latent: Tensor) -> str:
-    digest = hashlib.sha256(str(tuple(latent.shape)).encode())
-    digest.update(latent.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _read(file: Path, expected_shape: tuple[int | None, ...]) -> Tensor:
-    """Reads a latent [C, h, w] and checks it; raises ValueError, OSError or what safetensors raises."""
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as content:
-        latent, metadata = content.get_tensor("latent"), content.metadata() or {}
+    """Reads a latent [C, h, w] and checks it; raises KeyError, ValueError, OSError or what safetensors raises."""
+    latent = read_tensors(file)["latent"]
     shape_fits = latent.ndim == len(expected_shape) and all(
         expected in (None, n) for n, expected in zip(latent.shape, expected_shape, strict=True)
     )
     if latent.dtype != torch.float32 or not shape_fits:
         raise ValueError(f"holds {latent.dtype} {tuple(latent.shape)}")
-    if metadata.get("sha256") != _tensor_sha256(latent):
-        raise ValueError("its check sum is wrong")
     return latent
 
 
 def _write(file: Path, latent: Tensor) -> None:
-    """Writes a latent so that `file` is complete or as before at any moment."""
-    from safetensors.torch import save
-
-    content = save({"latent": latent}, {"sha256": _tensor_sha256(latent)})
-    temporary = file.with_name(f".{file.stem}-{uuid.uuid4().hex}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
+        write_tensors(file, {"latent": latent})
     except OSError as error:
         raise UserError(
             f"Latents cannot be stored in {file.parent}: {error.strerror}. Make room there or set "
             "--pipeline.datamanager.latent-cache-dir to another folder."
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()  # where something failed; a file in place of the folder is an OSError too
