@@ -1,14 +1,22 @@
 """PSNR, SSIM and LPIPS of a picture against a photograph."""
 
-from pathlib import Path
-
 import torch
-from nerfstudio.utils.rich_utils import CONSOLE
 from pytorch_msssim import ssim
+from rich.console import Console
 from torch import Tensor
 
-LPIPS_BACKBONE = "alexnet-owt-7be5be79.pth"
-"""File of torchvision's AlexNet in PyTorch's cache, which LPIPS is computed with; torchmetrics brings the rest."""
+from lrf_nerfstudio.lpips import load_lpips
+
+
+def psnr_and_ssim(picture: Tensor, photograph: Tensor, mask: Tensor | None = None) -> dict[str, float]:
+    """`psnr` in dB and `ssim`; arguments as in :meth:`ImageMetrics.__call__`."""
+    squared_error = (picture - photograph).square()
+    if mask is not None:
+        squared_error = squared_error[mask]
+    return {
+        "psnr": float(-10 * torch.log10(squared_error.mean())),
+        "ssim": float(ssim(*_for_neighbourhoods(picture, photograph, mask), data_range=1.0)),
+    }
 
 
 class ImageMetrics:
@@ -33,32 +41,28 @@ class ImageMetrics:
             mask: [H, W], True where pixels count. PSNR is taken over these alone; for the other two, which look at
                 neighbourhoods, the rest is set to black in both.
         """
-        squared_error = (picture - photograph).square()
-        if mask is not None:
-            squared_error = squared_error[mask]
-            picture, photograph = picture * mask[..., None], photograph * mask[..., None]
-        picture, photograph = (image.permute(2, 0, 1)[None] for image in (picture, photograph))
-        metrics = {
-            "psnr": float(-10 * torch.log10(squared_error.mean())),
-            "ssim": float(ssim(picture, photograph, data_range=1.0)),
-        }
+        metrics = psnr_and_ssim(picture, photograph, mask)
         lpips = self._load_lpips(picture.device)
         if lpips is not None:
             with torch.no_grad():
-                metrics["lpips"] = float(lpips(picture.clamp(0, 1), photograph.clamp(0, 1)))
+                metrics["lpips"] = float(
+                    lpips(*_for_neighbourhoods(picture.clamp(0, 1), photograph.clamp(0, 1), mask), normalize=True)
+                )
         return metrics
 
     def _load_lpips(self, device: torch.device) -> torch.nn.Module | None:
         if self._lpips is not None or self._lpips_is_missing:
             return self._lpips
-        backbone = Path(torch.hub.get_dir()) / "checkpoints" / LPIPS_BACKBONE
         try:
-            if not (backbone.exists() or self.download_lpips):
-                raise FileNotFoundError(f"{backbone} is missing; --pipeline.model.download-lpips True fetches it")
-            from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-            self._lpips = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).to(device)
+            self._lpips = load_lpips("alex", self.download_lpips).to(device)
         except (OSError, ImportError) as error:  # URLError is an OSError
             self._lpips_is_missing = True
-            CONSOLE.print(f"[yellow]LPIPS is left out: {error}")
+            Console().print(f"[yellow]LPIPS is left out: {error}; --pipeline.model.download-lpips True fetches it.")
         return self._lpips
+
+
+def _for_neighbourhoods(picture: Tensor, photograph: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both as [1, 3, H, W], black where pixels do not count."""
+    weight = 1 if mask is None else mask[..., None]
+    first, second = ((image * weight).permute(2, 0, 1)[None] for image in (picture, photograph))
+    return first, second

@@ -53,6 +53,32 @@ def downsample_mask(mask: Tensor, factor: int) -> Tensor:
     return F.max_pool2d(excluded[None, None], factor)[0, 0] == 0
 
 
+def sample_latents(latents: Tensor, points: Tensor, factor: int) -> Tensor:
+    """Reads latents at image points, bilinearly between the centres of the four nearest cells; differentiable in both.
+
+    Cell (row k, column l) covers the pixels [k f, (k + 1) f) x [l f, (l + 1) f); its centre is the image point
+    ((l + 0.5) f, (k + 0.5) f). Beyond the outermost centres the outermost cells continue.
+
+    Args:
+        latents: [B, C, h, w], the latents of B whole (padded) pictures.
+        points: [B, P, 2], (x, y) in pixels, x right, y down, the centre of the first pixel at (0.5, 0.5).
+        factor: pixels per latent cell and axis.
+
+    Returns:
+        [B, P, C] in the wider of the two dtypes: coordinates in half precision would be off by pixels.
+    """
+    if latents.ndim != 4 or points.ndim != 3 or points.shape[-1] != 2 or len(points) != len(latents):
+        raise ValueError(
+            f"need latents [B, C, h, w] and points [B, P, 2], got {tuple(latents.shape)} and {tuple(points.shape)}"
+        )
+    dtype = torch.promote_types(latents.dtype, points.dtype)
+    height, width = latents.shape[-2:]
+    size = torch.tensor([width * factor, height * factor], dtype=dtype, device=points.device)
+    grid = points.to(dtype) * (2 / size) - 1  # the padded picture spans [-1, 1]
+    sampled = F.grid_sample(latents.to(dtype), grid[:, None], padding_mode="border", align_corners=False)
+    return sampled[:, :, 0].transpose(1, 2)
+
+
 def _tile_starts(length: int, tile: int, overlap: int) -> list[int]:
     """First cells of tiles of equal size that cover [0, length) and overlap by at least `overlap` cells."""
     if length <= tile:

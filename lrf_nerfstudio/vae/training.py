@@ -109,7 +109,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     import cv2
 
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    # As the pixels lie in the file: cameras and SfM models count so, whatever orientation the metadata asks for.
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise UserError(f"{path} is not a readable image; repair it or remove it.")
     return np.ascontiguousarray(image[..., ::-1], dtype=np.uint8)
@@ -130,10 +131,21 @@ def random_crop(image: NDArray[np.uint8], crop: int, max_reduction: float, rng: 
     pixels = region.astype(np.float32) / 255.0
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1]
-    if rng.random() < 0.5:  # other colours than a small collection of photographs has
-        pixels = pixels[..., rng.permutation(3)]
-    pixels = np.clip(pixels * rng.uniform(0.7, 1.3, 3), 0.0, 1.0) ** rng.uniform(0.7, 1.4)
-    return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
+    return torch.from_numpy(random_recoloring(rng)(pixels))
+
+
+def random_recoloring(rng: np.random.Generator) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Draws a change of colours of images [H, W, 3] in [0, 1]: channels permuted and scaled, gamma.
+
+    A small collection of photographs has few colours; the network is to work with others too.
+    """
+    permutation = rng.permutation(3) if rng.random() < 0.5 else np.arange(3)
+    gains, gamma = rng.uniform(0.7, 1.3, 3), rng.uniform(0.7, 1.4)
+
+    def recolor(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.ascontiguousarray(np.clip(pixels[..., permutation] * gains, 0.0, 1.0) ** gamma, dtype=np.float32)
+
+    return recolor
 
 
 def random_warps(count: int, share: float, rng: np.random.Generator) -> Tensor:

@@ -1,0 +1,142 @@
+"""Measures VAEs on scenes: how consistent their latents are between views, and how good their reconstructions.
+
+Example, before and after fine-tuning: `python scripts/measure_latents.py --scenes fox flower --vae before=taesd
+after=outputs/tuned --output measures --downscale-factor 2`.
+
+Writes `measures.json`, a row for each VAE and scene (LatentMeasures in lrf_nerfstudio/evaluation/latents.py says what
+each number is), and `spectrum.png`, the radially averaged power spectra of the latents.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lrf_nerfstudio.correspondence import CorrespondenceConfig, find_correspondences, load_scene
+from lrf_nerfstudio.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.evaluation.latents import measure_scene
+from lrf_nerfstudio.evaluation.spectra import spectrum_figure
+from lrf_nerfstudio.files import replacing, write_atomically
+from lrf_nerfstudio.vae import VAEConfig
+
+
+@dataclass
+class MeasureLatents:
+    """Measures VAEs on scenes."""
+
+    scenes: tuple[Path, ...]
+    """Scenes to measure on, each in one of nerfstudio's formats."""
+    vae: tuple[str, ...]
+    """VAEs to measure, the first one as the reference: sources as for --pipeline.vae.source, each with a name for table
+    and figure if wished (NAME=SOURCE)."""
+    output: Path
+    """Folder for measures.json and spectrum.png, which are replaced."""
+    downscale_factor: int = 1
+    """N takes the photographs from images_N."""
+    reference: str | None = None
+    """Another reference, which latent_drift and latent_std_ratio compare with: the name of a VAE in --vae, or one more
+    VAE, which is then measured too."""
+    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    """Device to encode and decode on."""
+    correspondences: CorrespondenceConfig = field(default_factory=CorrespondenceConfig)
+    """Where correspondences come from."""
+
+
+def measure(config: MeasureLatents) -> list[dict[str, Any]]:
+    """Measures, writes the files; the rows of measures.json."""
+    if not config.vae or not config.scenes:
+        raise UserError("There is nothing to measure: give --scenes and --vae one or more each.")
+    sources = named(config.vae, "--vae")
+    reference = config.reference or next(iter(sources))
+    if reference not in sources:
+        sources = named([reference, *config.vae], "--reference and --vae")
+        reference = next(iter(sources))
+    names = scene_names(config.scenes)
+    vaes = {name: VAEConfig(source).setup(config.device) for name, source in sources.items()}
+    scenes = [
+        find_correspondences(load_scene(folder, config.downscale_factor), config.correspondences)
+        for folder in config.scenes
+    ]
+    try:
+        config.output.mkdir(parents=True, exist_ok=True)  # now rather than after an hour
+    except OSError as error:
+        raise UserError(f"The folder {config.output} (--output) cannot be made: {error.strerror}.") from error
+    rows = []
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn()) as progress:
+        task = progress.add_task("", total=len(vaes) * sum(len(scene.scene.views) for scene in scenes))
+        for scene, correspondences in zip(names, scenes, strict=True):
+            progress.update(task, description=scene)
+            measures = measure_scene(correspondences, vaes, reference, lambda: progress.advance(task))
+            rows += [{"vae": name, "scene": scene, **asdict(of_vae)} for name, of_vae in measures.items()]
+    spectra = {scene: {row["vae"]: row["spectrum"] for row in rows if row["scene"] == scene} for scene in names}
+    try:
+        write_atomically(config.output / "measures.json", (json.dumps(rows, indent=2) + "\n").encode())
+        with replacing(config.output / "spectrum.png") as stream:
+            spectrum_figure(spectra).savefig(stream, dpi=150, format="png")
+    except OSError as error:
+        raise UserError(f"{config.output} (--output) cannot be written to: {error.strerror or error}.") from error
+    return rows
+
+
+def named(vaes: Sequence[str], option: str) -> dict[str, str]:
+    """Name -> source of VAEs given as NAME=SOURCE or SOURCE; a name has no slash, a path with = in it usually has."""
+    sources = {}
+    for vae in vaes:
+        name, equals, source = vae.partition("=")
+        sources.update({name: source} if equals and "/" not in name else {vae: vae})
+    if len(sources) < len(vaes):
+        raise UserError(f"Two VAEs of {option} have the same name; tell them apart with NAME=SOURCE.")
+    return sources
+
+
+def scene_names(folders: Sequence[Path]) -> list[str]:
+    """Names of the folders, or their whole paths where names alone do not tell them apart."""
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder.resolve()) for folder in folders]
+    if len(set(names)) < len(names):
+        raise UserError("A scene is given twice in --scenes.")
+    return names
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows for people to read."""
+
+    def cell(value: float | None, decimals: int) -> str:
+        return "-" if value is None else f"{value:.{decimals}f}"
+
+    result = Table()
+    for heading in ("scene", "VAE", "incon-\nsistency", "PSNR", "SSIM", "detail", "drift", "std ratio"):
+        result.add_column(heading, justify="left" if heading in ("scene", "VAE") else "right")
+    for row in rows:
+        ratios = [ratio for ratio in row["latent_std_ratio"] or () if ratio is not None]
+        result.add_row(
+            escape(row["scene"]),
+            escape(row["vae"]),
+            cell(row["inconsistency"], 4),
+            cell(row["reconstruction_psnr"], 2),
+            cell(row["reconstruction_ssim"], 4),
+            cell(row["detail"], 3),
+            cell(row["latent_drift"], 3),
+            f"{min(ratios):.2f} - {max(ratios):.2f}" if ratios else "-",
+        )
+    return result
+
+
+@exit_on_user_error()
+def main() -> None:
+    """Command line."""
+    Console().print(table(measure(tyro.cli(MeasureLatents, description=__doc__))))
+
+
+if __name__ == "__main__":
+    main()
