@@ -1,0 +1,241 @@
+"""Stage I: tuning an autoencoder so that corresponding points of different views have the same latent.
+
+    L_stageI = L_VAE + lambda_1 L_corres + lambda_2 L_reg
+
+after "Latent Radiance Fields with 3D-aware 2D Representations" (ICLR 2025). What the paper leaves open is decided here:
+L_corres is measured relative to the spread of the latents, which a further term holds where it was.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from lrf_nerfstudio.correspondence import CorrespondenceConfig, SceneCorrespondences, find_correspondences, load_scene
+from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.finetune.crops import PairCrops
+from lrf_nerfstudio.finetune.loop import FineTuneConfig, Losses, Task
+from lrf_nerfstudio.finetune.losses import (
+    blur,
+    channel_deviation,
+    correspondence_loss,
+    detail_loss,
+    deviation_loss,
+    kl_divergence,
+    regularization_loss,
+)
+from lrf_nerfstudio.lpips import load_lpips
+from lrf_nerfstudio.vae import VAE, VAEConfig, sample_latents
+
+
+@dataclass
+class Stage1Config(FineTuneConfig):
+    """Tunes an autoencoder on scenes so that corresponding points have the same latent.
+
+    A loss of weight 0 is left out.
+    """
+
+    scenes: tuple[Path, ...] = ()
+    """Folders of scenes in nerfstudio's formats: transforms.json, a COLMAP model, or both; plain photographs too."""
+    correspondence: CorrespondenceConfig = field(default_factory=CorrespondenceConfig)
+    """Where correspondences come from."""
+    crop: int = 128
+    """Side of a crop in pixels, a multiple of the autoencoder's spatial factor. A sample is two crops, of two views."""
+    max_reduction: float = 3.0
+    """Regions up to so many times larger than a crop are reduced to it, so that coarse and fine detail are seen."""
+    synthetic_share: float = 0.25
+    """Share of the samples whose two crops come from one photograph at different places and scales: there,
+    correspondences are exact and everywhere."""
+    reconstruction_weight: float = 1.0
+    """Weight of the L1 loss between photographs (in [0, 1]) and decoded images."""
+    lpips_weight: float = 1.0
+    """Weight of LPIPS (VGG), where its weights are in PyTorch's cache or may be downloaded."""
+    download_lpips: bool = False
+    """Download the weights of LPIPS's VGG where they are missing (530 MB)."""
+    detail_weight: float = 3.5
+    """Weight of the loss on fine detail that the original autoencoder reproduces and the tuned one, by L1, smears.
+    It is taken of the first view of each pair, which is decoded as it was encoded."""
+    kl_weight: float = 1e-6
+    """Weight of the KL divergence of the posterior, for autoencoders that have one."""
+    latent_noise: float = 0.3
+    """Largest standard deviation, in units of the latents', of the noise that is added to the second view of each pair
+    before it is decoded. What a radiance field renders is not quite what was encoded: the decoder learns to bear it."""
+    latent_blur: float = 1.0
+    """Largest share of the same latent that is blurred before it is decoded, as the mean over views in a field is."""
+    correspondence_weight: float = 0.15
+    """lambda_1, weight of L_corres."""
+    regularization_weight: float = 0.02
+    """lambda_2, weight of L_reg, the distance to the latents of the original encoder."""
+    deviation_weight: float = 0.5
+    """Weight of the change of the latents' standard deviation."""
+
+
+class EncodeDecode(nn.Module):
+    """The forward pass of an autoencoder as one call, which is what several processes need."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.autoencoder = vae.autoencoder
+
+    def forward(
+        self, images: Tensor, noise: Tensor, noise_levels: Tensor, blurs: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Encodes and decodes, what is decoded being worse than what was encoded.
+
+        Args:
+            images: [N, H, W, 3] in [0, 1], sides multiples of the spatial factor.
+            noise: [N, C, h, w] standard normal, scaled by the posterior's deviation (where there is a posterior) plus
+                `noise_levels`.
+            noise_levels: [N], in units of the latents' standard deviation.
+            blurs: [N] in [0, 1], the share of each latent that is replaced by itself blurred over 3 x 3 cells.
+
+        Returns:
+            The latent (posterior mode) [N, C, h, w]; the posterior's log variance of the same shape, or None; the
+            decoded images [N, H, W, 3], not clamped.
+        """
+        x = (images * 2.0 - 1.0).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        output = self.autoencoder.encode(x)
+        if hasattr(output, "latent_dist"):
+            latents, logvar = output.latent_dist.mean, output.latent_dist.logvar
+        else:
+            latents, logvar = output.latents, None
+        levels = noise_levels[:, None, None, None] * channel_deviation(latents).detach()[:, None, None]
+        if logvar is not None:
+            levels = levels + (0.5 * logvar).exp()
+        blurred = blur(latents) - latents
+        z = latents + blurs[:, None, None, None] * blurred + levels * noise
+        return latents, logvar, self.autoencoder.decode(z).sample.permute(0, 2, 3, 1) * 0.5 + 0.5
+
+
+class Stage1(Task):
+    """The task of stage I: encoder and decoder are tuned on pairs of crops.
+
+    Attributes:
+        original: the autoencoder as it was, frozen; its encoder says where latents come from.
+        lpips: None where it has no weight or its weights are not there.
+    """
+
+    def __init__(self, config: Stage1Config, scenes: Sequence[SceneCorrespondences]) -> None:
+        """Loads the autoencoder.
+
+        Args:
+            config: the options.
+            scenes: what corresponds; :func:`load_scenes` finds it in `config.scenes`.
+
+        Raises:
+            UserError: the autoencoder cannot be used, or the crop does not fit it or the photographs.
+        """
+        self.config = config
+        self.original = VAEConfig(config.vae).setup()
+        self.vae = copy.deepcopy(self.original).requires_grad_(True)
+        factor = self.vae.spatial_factor
+        if config.crop % factor or config.crop < 4 * factor:
+            raise UserError(
+                f"--crop {config.crop} is no multiple of {factor}, the factor of {config.vae}, or too small."
+            )
+        self.network = EncodeDecode(self.vae)
+        self.lpips = self._load_lpips()
+        self.reconstruction_terms = ("l1",) if self.lpips is None else ("l1", "lpips")
+        self.dataset = PairCrops(
+            scenes,
+            crop=config.crop,
+            margin=factor,
+            max_reduction=config.max_reduction,
+            synthetic_share=config.synthetic_share,
+            seed=config.seed,
+            images_in_memory=config.images_in_memory,
+        )
+        self.weights = {
+            "l1": config.reconstruction_weight,
+            "lpips": config.lpips_weight,
+            "detail": config.detail_weight,
+            "kl": config.kl_weight,
+            "correspondence": config.correspondence_weight,
+            "regularization": config.regularization_weight,
+            "deviation": config.deviation_weight,
+        }
+
+    def _load_lpips(self) -> nn.Module | None:
+        if self.config.lpips_weight == 0:
+            return None
+        try:
+            return load_lpips("vgg", self.config.download_lpips)
+        except (OSError, ImportError) as error:
+            self.notices = (f"LPIPS is left out: {error}; --download-lpips fetches it.",)
+            return None
+
+    def to(self, device: torch.device) -> None:
+        """Moves the original autoencoder and LPIPS to a device."""
+        self.original.to(device)
+        if self.lpips is not None:
+            self.lpips.to(device)
+
+    def losses(self, network: nn.Module, batch: dict[str, Tensor]) -> Losses:
+        """The terms of L_stageI for items of :class:`PairCrops`; those of weight 0 are not computed."""
+        images = batch["images"].flatten(0, 1)  # [2 B, crop, crop, 3], the views of a pair one after the other
+        latents, logvar, decoded = network(images, *self._perturbation(batch))
+        latents, decoded = latents.float(), decoded.float()
+        deviation = channel_deviation(latents)
+        with torch.no_grad():
+            original = self.original.encode(images)
+        terms = {"l1": (decoded - images).abs().mean()}
+        if self.weights["correspondence"] > 0:
+            points = sample_latents(latents, batch["points"].flatten(0, 1), self.vae.spatial_factor)
+            points_i, points_j = points[::2], points[1::2]
+            terms["correspondence"] = correspondence_loss(
+                points_i, points_j, batch["valid"], batch["weight"], deviation
+            )
+        if self.weights["regularization"] > 0:
+            terms["regularization"] = regularization_loss(latents, original)
+        if self.weights["deviation"] > 0:
+            terms["deviation"] = deviation_loss(deviation, channel_deviation(original))
+        if self.weights["detail"] > 0:
+            with torch.no_grad():
+                reference = self.original.decode(original[::2], *images.shape[1:3])
+            terms["detail"] = detail_loss(decoded[::2].permute(0, 3, 1, 2), reference.permute(0, 3, 1, 2))
+        if logvar is not None and self.weights["kl"] > 0:
+            terms["kl"] = kl_divergence(latents, logvar.float())
+        if self.lpips is not None:
+            pictures = decoded.permute(0, 3, 1, 2), images.permute(0, 3, 1, 2)
+            terms["lpips"] = self.lpips(*pictures, normalize=True).float().mean()
+        return Losses(terms, self.weights, images, decoded)
+
+    def _perturbation(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise, its levels and blurs for the images of a batch, decided by its numbers: a resumed run draws the same.
+
+        The first view of each pair is decoded as it was encoded, the second one perturbed.
+        """
+        pairs, crop = len(batch["images"]), batch["images"].shape[2]
+        generator = torch.Generator().manual_seed(self.config.seed + int(batch["index"][0]))
+        cells = crop // self.vae.spatial_factor
+        noise = torch.randn((2 * pairs, self.vae.latent_channels, cells, cells), generator=generator)
+        largest = torch.tensor([[self.config.latent_noise], [self.config.latent_blur]])
+        levels, blurs = (
+            largest * torch.rand((2, 2 * pairs), generator=generator) * torch.tensor([0.0, 1.0]).repeat(pairs)
+        )
+        device = batch["images"].device
+        return noise.to(device), levels.to(device), blurs.to(device)
+
+    def pictures(self, batch: dict[str, Tensor], losses: Losses) -> Tensor:
+        """Up to four pairs, one in a row: either view's photograph and what is decoded."""
+        rows = torch.stack([losses.images, losses.decoded.detach()], dim=1)[:8]  # [2 B, 2, crop, crop, 3]
+        return make_grid(rows.flatten(0, 1).permute(0, 3, 1, 2), nrow=4)
+
+
+def load_scenes(config: Stage1Config) -> list[SceneCorrespondences]:
+    """Reads the scenes of a configuration and finds their correspondences, with progress.
+
+    Raises:
+        UserError: no scene is given, or one cannot be used.
+    """
+    if not config.scenes:
+        raise UserError("Name the folders of the scenes to tune on: --scenes A B ...")
+    return [
+        find_correspondences(load_scene(folder), config.correspondence)
+        for folder in track(config.scenes, description="Correspondences", transient=True)
+    ]

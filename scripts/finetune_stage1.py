@@ -1,0 +1,24 @@
+"""Stage I: tunes an autoencoder on scenes so that corresponding points of different views have the same latent.
+
+The result is a diffusers folder. On several processes or machines: `accelerate launch scripts/finetune_stage1.py ...`.
+
+Example: `python scripts/finetune_stage1.py --scenes plush kitchen --vae madebyollin/taesd --output taesd-stage1`, then
+`ns-train latent-splatfacto --data scene --pipeline.vae.source taesd-stage1`.
+"""
+
+import tyro
+
+from lrf_nerfstudio.errors import exit_on_user_error
+from lrf_nerfstudio.finetune.loop import FineTuner
+from lrf_nerfstudio.finetune.stage1 import Stage1, Stage1Config, load_scenes
+
+
+@exit_on_user_error()
+def main() -> None:
+    """Command line."""
+    config = tyro.cli(Stage1Config, description=__doc__)
+    FineTuner(config, Stage1(config, load_scenes(config))).run()
+
+
+if __name__ == "__main__":
+    main()
