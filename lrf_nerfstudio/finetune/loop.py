@@ -76,7 +76,7 @@ class FineTuneConfig:
     out. Latent diffusion takes 0.5."""
     gan_start: int = 500
     """Step from which the decoder hears the discriminator, which learns from step 0."""
-    gan_learning_rate: float = 1e-4
+    gan_learning_rate: float = 3e-4
     """Learning rate of the discriminator."""
     seed: int = 0
     """Seed of the data's order and of everything random; sample n is the same at every run."""
@@ -103,7 +103,7 @@ class Losses:
     Attributes:
         terms: scalars by name, unweighted.
         weights: by the same names; the loss is the weighted sum.
-        images: [N, H, W, 3] in [0, 1], photographs.
+        images: [N, H, W, 3] in [0, 1], photographs to show and to compare with by the discriminator.
         decoded: [N, H, W, 3], what the decoder made of them, not clamped.
     """
 
@@ -163,7 +163,6 @@ class FineTuner:
             UserError: nothing to resume, another run is in the output folder, or the device lacks the precision.
         """
         from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs
         from diffusers.optimization import get_scheduler
         from diffusers.training_utils import EMAModel
 
@@ -174,7 +173,6 @@ class FineTuner:
                 gradient_accumulation_steps=config.gradient_accumulation,
                 cpu=config.device == "cpu",
                 step_scheduler_with_optimizer=False,
-                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
             )
         except ValueError as error:  # fp16 on a CPU, bf16 on an old GPU
             raise UserError(f"--mixed-precision {config.mixed_precision} cannot be had here: {error}.") from error
@@ -386,7 +384,7 @@ class FineTuner:
     def _load(self) -> None:
         checkpoint = self.config.output / CHECKPOINT
         try:
-            state = torch.load(checkpoint, map_location=self.accelerator.device, weights_only=True)
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise UserError(f"{checkpoint} cannot be read: {error}. Start again in another folder.") from error
         description = self._description()

@@ -57,21 +57,21 @@ class Stage1Config(FineTuneConfig):
     """Weight of LPIPS (VGG), where its weights are in PyTorch's cache or may be downloaded."""
     download_lpips: bool = False
     """Download the weights of LPIPS's VGG where they are missing (530 MB)."""
-    detail_weight: float = 3.5
-    """Weight of the loss on fine detail that the original autoencoder reproduces and the tuned one, by L1, smears.
-    It is taken of the first view of each pair, which is decoded as it was encoded."""
+    detail_weight: float = 5.0
+    """Weight of the loss on fine detail, which the original autoencoder reproduces and L1 alone smears; of the first
+    view of each pair, which is decoded as it was encoded."""
     kl_weight: float = 1e-6
     """Weight of the KL divergence of the posterior, for autoencoders that have one."""
-    latent_noise: float = 0.3
+    latent_noise: float = 0.5
     """Largest standard deviation, in units of the latents', of the noise that is added to the second view of each pair
     before it is decoded. What a radiance field renders is not quite what was encoded: the decoder learns to bear it."""
     latent_blur: float = 1.0
     """Largest share of the same latent that is blurred before it is decoded, as the mean over views in a field is."""
-    correspondence_weight: float = 0.15
+    correspondence_weight: float = 0.3
     """lambda_1, weight of L_corres."""
     regularization_weight: float = 0.02
     """lambda_2, weight of L_reg, the distance to the latents of the original encoder."""
-    deviation_weight: float = 0.5
+    deviation_weight: float = 1.0
     """Weight of the change of the latents' standard deviation."""
 
 
@@ -203,28 +203,27 @@ class Stage1(Task):
         if self.lpips is not None:
             pictures = decoded.permute(0, 3, 1, 2), images.permute(0, 3, 1, 2)
             terms["lpips"] = self.lpips(*pictures, normalize=True).float().mean()
-        return Losses(terms, self.weights, images, decoded)
+        return Losses(terms, self.weights, images[::2], decoded[::2])
 
     def _perturbation(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise, its levels and blurs for the images of a batch, decided by its numbers: a resumed run draws the same.
+        """Noise, its levels and blurs for the images of a batch, decided by the items' numbers alone.
 
         The first view of each pair is decoded as it was encoded, the second one perturbed.
         """
-        pairs, crop = len(batch["images"]), batch["images"].shape[2]
-        generator = torch.Generator().manual_seed(self.config.seed + int(batch["index"][0]))
-        cells = crop // self.vae.spatial_factor
-        noise = torch.randn((2 * pairs, self.vae.latent_channels, cells, cells), generator=generator)
-        largest = torch.tensor([[self.config.latent_noise], [self.config.latent_blur]])
-        levels, blurs = (
-            largest * torch.rand((2, 2 * pairs), generator=generator) * torch.tensor([0.0, 1.0]).repeat(pairs)
-        )
+        cells = batch["images"].shape[2] // self.vae.spatial_factor
+        noise, strengths = [], []
+        for index in batch["index"].tolist():
+            generator = torch.Generator().manual_seed((self.config.seed << 32) + index)
+            noise.append(torch.randn((2, self.vae.latent_channels, cells, cells), generator=generator))
+            strengths += [torch.zeros(2), torch.rand(2, generator=generator)]
+        levels, blurs = torch.stack(strengths).T * torch.tensor([[self.config.latent_noise], [self.config.latent_blur]])
         device = batch["images"].device
-        return noise.to(device), levels.to(device), blurs.to(device)
+        return torch.cat(noise).to(device), levels.to(device), blurs.to(device)
 
     def pictures(self, batch: dict[str, Tensor], losses: Losses) -> Tensor:
-        """Up to four pairs, one in a row: either view's photograph and what is decoded."""
-        rows = torch.stack([losses.images, losses.decoded.detach()], dim=1)[:8]  # [2 B, 2, crop, crop, 3]
-        return make_grid(rows.flatten(0, 1).permute(0, 3, 1, 2), nrow=4)
+        """Up to eight first views: the photograph, and below it what is decoded."""
+        rows = torch.cat([losses.images[:8], losses.decoded[:8].detach()])
+        return make_grid(rows.permute(0, 3, 1, 2), nrow=len(rows) // 2)
 
 
 def load_scenes(config: Stage1Config) -> list[SceneCorrespondences]:
