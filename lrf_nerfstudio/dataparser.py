@@ -10,9 +10,7 @@ from nerfstudio.utils.io import load_from_json
 from torch import Tensor
 
 from lrf_nerfstudio.errors import UserError
-
-ORTHONORMAL_TOLERANCE = 1e-2
-"""Largest entry of |R^T R - I| that still passes for a rotation; files often carry four decimals."""
+from lrf_nerfstudio.poses import check_pose
 
 
 class NerfstudioParser(Nerfstudio):
@@ -49,24 +47,6 @@ class NerfstudioParser(Nerfstudio):
             return None
         points = (points @ transform_matrix[:3, :3].T + transform_matrix[:3, 3]) * scale_factor
         return {"points3D_xyz": points}
-
-
-def check_pose(pose: np.ndarray, name: str) -> None:
-    """Check that a camera-to-world matrix [3, 4] or [4, 4] is finite and its rotation a rotation.
-
-    Raises:
-        UserError: it is not; the message says which frame (`name`).
-    """
-    if pose.shape not in ((3, 4), (4, 4)):
-        raise UserError(f"The pose of {name} is {pose.shape}, not a 4 x 4 matrix.")
-    if not np.isfinite(pose).all():
-        raise UserError(f"The pose of {name} contains NaN or infinity. Remove that frame, or estimate its pose again.")
-    rotation = pose[:3, :3]
-    if np.abs(rotation.T @ rotation - np.eye(3)).max() > ORTHONORMAL_TOLERANCE or np.linalg.det(rotation) < 0:
-        raise UserError(
-            f"The pose of {name} is no rigid motion: the columns of its rotation are not orthonormal and right-handed. "
-            "Remove that frame, or write its pose without scale, shear or mirroring."
-        )
 
 
 def setup_dataparser(config: DataParserConfig) -> DataParser:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.files import write_atomically
 from lrf_nerfstudio.splatting import rasterize
 from lrf_nerfstudio.vae import VAE, FieldNormalization, LinearRGB
 
@@ -112,13 +112,9 @@ class LatentField:
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             {"format": FORMAT, "field": json.dumps(description)},
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
+            write_atomically(path, content)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise UserError(f"The field could not be written to {path}: {error}.") from error
 
     @classmethod

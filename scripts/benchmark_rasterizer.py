@@ -17,7 +17,6 @@ Example: `python scripts/benchmark_rasterizer.py --output bench.json --plot scal
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from lrf_nerfstudio.files import replacing, write_atomically
 from lrf_nerfstudio.splatting import rasterize
 from lrf_nerfstudio.splatting.reference import blend_reference
 from lrf_nerfstudio.splatting.settings import RasterSettings
@@ -76,10 +76,11 @@ class RasterizerBenchmark:
             rows += [self.row(case, backend, peak) for backend in backends]
         print_table(rows, peak)
         if self.output:
-            write_atomically(self.output, lambda path: path.write_text(json.dumps(rows, indent=2) + "\n"))
+            write_atomically(self.output, (json.dumps(rows, indent=2) + "\n").encode())
         if self.plot:
             figure = self.scaling_figure()
-            write_atomically(self.plot, lambda path: figure.savefig(path, dpi=150, format="png"))
+            with replacing(self.plot) as stream:
+                figure.savefig(stream, dpi=150, format="png")
 
     def row(self, case: "Case", backend: Literal["cpu", "cuda"], peak: float) -> dict[str, Any]:
         """The measurements of one case; times in milliseconds."""
@@ -344,17 +345,6 @@ def print_table(rows: list[dict[str, Any]], peak: float) -> None:
         ]
         table.add_row(*cells[:2], f"{row['height']} x {row['width']}", *cells[2:])
     Console().print(table)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then puts it in place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 from lrf_nerfstudio.correspondence.colmap import has_model, read_model
 from lrf_nerfstudio.correspondence.tracks import Tracks, tracks_of_model
 from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.poses import check_pose
 
 if TYPE_CHECKING:
     import pycolmap
@@ -21,8 +22,6 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"}
 PERSPECTIVE_MODELS = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
 """nerfstudio's perspective `camera_model`s; whatever the name, each may carry k1, k2, k3, p1, p2."""
 
-ORTHONORMAL_TOLERANCE = 1e-2
-"""Largest entry of |R^T R - I| that still passes for a rotation; files often carry four decimals."""
 
 _OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
@@ -113,7 +112,7 @@ def _scene_of_model(folder: Path, model_folder: Path, frames: list[dict] | None,
     for file in sorted(files):
         if files[file] in images:
             image = images[files[file]]
-            _check_pose(image.cam_from_world, f"{image.name} in {model_folder}")
+            check_pose(image.cam_from_world, f"{image.name} in {model_folder}")
             path = _resized(folder, file, image.name, downscale_factor)
             views.append(_view(path, model.cameras[image.camera_id], image.cam_from_world))
             seen.append(image)
@@ -138,7 +137,7 @@ def _scene_of_frames(folder: Path, frames: list[dict], downscale_factor: int) ->
             raise UserError(f"{error} is missing for {name}.") from error
         except (TypeError, ValueError) as error:
             raise UserError(f"The camera of {name} cannot be read: {error}.") from error
-        _check_pose(camera_to_world, name)
+        check_pose(camera_to_world, name)
         camera_to_world = np.vstack([camera_to_world[:3], (0, 0, 0, 1)])
         path = _resized(folder, file, _name_in_images(frame), downscale_factor)
         views.append(_view(path, camera, np.linalg.inv(camera_to_world @ _OPENGL_TO_OPENCV)))
@@ -239,16 +238,3 @@ def _camera_of_frame(frame: dict[str, Any], file: Path) -> "pycolmap.Camera":
     if not np.isfinite(params).all():
         raise ValueError(f"its intrinsics {params} are not finite")
     return pycolmap.Camera(model=model, width=int(width), height=int(height), params=params)
-
-
-def _check_pose(pose: np.ndarray, name: str) -> None:
-    if pose.shape not in ((3, 4), (4, 4)):
-        raise UserError(f"The pose of {name} is {pose.shape}, not a 4 x 4 matrix.")
-    if not np.isfinite(pose).all():
-        raise UserError(f"The pose of {name} contains NaN or infinity. Remove that frame, or estimate its pose again.")
-    rotation = pose[:3, :3]
-    if np.abs(rotation.T @ rotation - np.eye(3)).max() > ORTHONORMAL_TOLERANCE or np.linalg.det(rotation) < 0:
-        raise UserError(
-            f"The pose of {name} is no rigid motion: the columns of its rotation are not orthonormal and right-handed. "
-            "Remove that frame, or write its pose without scale, shear or mirroring."
-        )

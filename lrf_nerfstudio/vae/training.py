@@ -8,8 +8,6 @@ way (as in EQ-VAE, arXiv 2502.09509), since that is what a change of the viewpoi
 
 import functools
 import math
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.files import replacing
 from lrf_nerfstudio.vae.autoencoder import VAE
 
 if TYPE_CHECKING:
@@ -379,7 +378,6 @@ class VAETrainer:
     def save(self) -> None:
         """Writes the checkpoint and the averaged autoencoder; complete or as before at any moment."""
         output = self.config.output
-        output.mkdir(parents=True, exist_ok=True)
         state = {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -387,16 +385,8 @@ class VAETrainer:
             "optimizer": self.optimizer.state_dict(),
             "architecture": self._architecture(),
         }
-        descriptor, temporary = tempfile.mkstemp(prefix=".checkpoint-", dir=output)
-        try:
-            with open(descriptor, "wb") as stream:
-                torch.save(state, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, output / _CHECKPOINT)
-        finally:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
+        with replacing(output / _CHECKPOINT) as stream:
+            torch.save(state, stream)
         self._set_latent_scale()
         VAE(self.ema).save(output)
 

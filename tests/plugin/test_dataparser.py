@@ -23,9 +23,10 @@ from tiny_scenes import (
     write_scene,
 )
 
-from lrf_nerfstudio.dataparser import check_pose, parse, setup_dataparser
+from lrf_nerfstudio.dataparser import parse, setup_dataparser
 from lrf_nerfstudio.dataset import PinholeDataset
 from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.poses import check_pose
 
 
 def parse_scene(scene: Path, split: str = "train", **options):
