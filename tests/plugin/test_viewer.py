@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ import pytest
 import torch
 from commands import wait_until
 from nerfstudio.cameras.cameras import CameraType
+from nerfstudio.utils.colormaps import ColormapOptions, apply_colormap
 from nerfstudio.utils.eval_utils import eval_setup
 from nerfstudio.viewer.render_state_machine import RenderAction, RenderStateMachine
 from nerfstudio.viewer.utils import CameraState, get_camera
@@ -48,18 +50,16 @@ def model(trained) -> LatentSplatfactoModel:
     return pipeline.model
 
 
-@pytest.fixture(scope="module")
-def address(trained, tmp_path_factory) -> Iterator[str]:
-    """Where ns-viewer shows the trained scene."""
+@contextmanager
+def serving(log: Path, command: str, *arguments: object) -> Iterator[str]:
+    """The address of the viewer of a command that runs meanwhile; its output goes to a file."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("viewer") / "log"
     with log.open("w") as stream:
         process = subprocess.Popen(
             [
-                Path(sys.executable).with_name("ns-viewer"),
-                *("--load-config", trained.config),
+                *(Path(sys.executable).with_name(command), *map(str, arguments)),
                 *("--viewer.websocket-host", "127.0.0.1", "--viewer.websocket-port", str(port)),
             ],
             stdin=subprocess.DEVNULL,
@@ -83,6 +83,14 @@ def address(trained, tmp_path_factory) -> Iterator[str]:
         process.wait()
 
 
+@pytest.fixture(scope="module")
+def address(trained, tmp_path_factory) -> Iterator[str]:
+    """Where ns-viewer shows the trained scene."""
+    log = tmp_path_factory.mktemp("viewer") / "log"
+    with serving(log, "ns-viewer", "--load-config", trained.config) as address:
+        yield address
+
+
 @dataclass
 class ViewerPage:
     """The viewer's page in a browser."""
@@ -101,8 +109,10 @@ class ViewerPage:
     def text(self) -> str:
         return self.browser.find_element(By.TAG_NAME, "body").text
 
-    def press(self, button: str) -> None:
-        self.browser.find_element(By.XPATH, f"//button[normalize-space()='{button}']").click()
+    def hide_cameras(self) -> None:
+        """Hide the training cameras, which cover the scene, unless an earlier page of this server has."""
+        for button in self.browser.find_elements(By.XPATH, "//button[normalize-space()='Hide Train Cams']"):
+            button.click()
 
     def drag(self, *steps: tuple[int, int]) -> None:
         """Press the mouse in the middle of the canvas, move it step by step, let go."""
@@ -111,22 +121,39 @@ class ViewerPage:
             chain = chain.move_by_offset(x, y)
         chain.release().perform()
 
-    def options(self, label: str) -> tuple[str, list[str]]:
-        """What a dropdown of the control panel is set to, and all that it offers."""
+    def step(self) -> int:
+        """The training step that the page shows."""
+        return int(self.text().split("Step: ")[1].split()[0])
+
+    def shows_full_resolution(self) -> bool:
+        return f"Resolution: {MAX_RES}x" in self.text()
+
+    def open(self, label: str) -> tuple[WebElement, list[WebElement]]:
+        """Open a dropdown of the control panel; it and its options."""
         identifier = self.browser.find_element(By.XPATH, f"//label[normalize-space()='{label}']").get_attribute("for")
         dropdown = self.browser.find_element(By.ID, str(identifier))
         self.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", dropdown)
         dropdown.click()
         listbox = str(dropdown.get_attribute("aria-controls"))
-        found: list[str] = []
+        found: list[WebElement] = []
 
         def appear() -> bool:
             elements = self.browser.find_elements(By.CSS_SELECTOR, f"#{listbox} [role=option]")
-            found[:] = [element.text for element in elements if element.is_displayed()]
-            return bool(found) and all(found)
+            found[:] = [element for element in elements if element.is_displayed()]
+            return bool(found) and all(element.text for element in found)
 
         wait_until(appear, TIMEOUT, f"the list of {label!r}")
-        return str(dropdown.get_attribute("value")), found
+        return dropdown, found
+
+    def options(self, label: str) -> tuple[str, list[str]]:
+        """What a dropdown is set to, and all that it offers."""
+        dropdown, options = self.open(label)
+        return str(dropdown.get_attribute("value")), [option.text for option in options]
+
+    def choose(self, label: str, choice: str) -> None:
+        """Set a dropdown."""
+        _, options = self.open(label)
+        next(option for option in options if option.text == choice).click()
 
 
 @pytest.fixture
@@ -134,7 +161,7 @@ def page(address: str, browser: Chrome) -> ViewerPage:
     """The page when a picture in full resolution has come."""
     browser.get(address)
     page = ViewerPage(browser)
-    wait_until(lambda: f"Resolution: {MAX_RES}x" in page.text(), TIMEOUT, "a picture in full resolution")
+    wait_until(page.shows_full_resolution, TIMEOUT, "a picture in full resolution")
     return page
 
 
@@ -152,7 +179,7 @@ def middle_rms(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_the_browser_shows_the_decoded_scene_and_follows_the_mouse(page, model):
     height, width = page.picture().shape[:2]
-    page.press("Hide Train Cams")  # they cover the scene
+    page.hide_cameras()
 
     def shows_decoded(position: tuple[float, float, float]) -> Callable[[], bool]:
         camera = get_camera(seen_from(position, width / height), int(MAX_RES * height / width), MAX_RES)
@@ -177,6 +204,35 @@ def test_the_control_panel_offers_the_outputs_and_the_preview(page):
     assert outputs[:4] == ["rgb", "latent_rgb", "depth", "accumulation"]  # nerfstudio adds its depth buffer
     assert "Custom Elements" in page.text()
     assert page.options("While moving, show") == ("latent_rgb", ["latent_rgb", "decoded"])
+
+
+def test_every_output_can_be_looked_at(page, model):
+    height, width = page.picture().shape[:2]
+    page.hide_cameras()
+    camera = get_camera(seen_from((0.3, 0.3, 0.3), width / height), int(MAX_RES * height / width), MAX_RES)
+    outputs = model.get_outputs_for_camera(camera)
+    for name in ("latent_rgb", "depth", "accumulation", "rgb"):  # the last is what other pages start with
+        colors = apply_colormap(outputs[name], ColormapOptions(normalize=True)).numpy()
+        expected = cv2.resize(colors, (width, height))
+        page.choose("Output type", name)
+        wait_until(lambda: middle_rms(page.picture(), expected) < 0.03, TIMEOUT, f"the picture of {name}")  # noqa: B023
+
+
+def test_the_viewer_while_training(floor_scene, browser, tmp_path):
+    arguments = ["latent-splatfacto", "--data", floor_scene, "--output-dir", tmp_path, "--vis", "viewer"]
+    with serving(tmp_path / "log", "ns-train", *arguments, "--max-num-iterations", 100_000) as address:
+        browser.get(address)
+        page = ViewerPage(browser)
+        wait_until(lambda: page.shows_full_resolution() and page.step() > 20, TIMEOUT, "the field in training")
+        page.hide_cameras()
+        early, step = page.picture(), page.step()
+        assert early.std() > 0.05
+        wait_until(lambda: page.step() > step + 100, TIMEOUT, "more steps")
+        page.drag(*[(0, 20)] * 10)
+        # Training goes on, and the picture comes back to full resolution.
+        step = page.step()
+        wait_until(lambda: page.shows_full_resolution() and page.step() > step + 20, TIMEOUT, "further steps")
+        assert middle_rms(page.picture(), early) > 0.02
 
 
 class RecordedRenders(RenderStateMachine):
