@@ -62,12 +62,12 @@ class Stage1Config(FineTuneConfig):
     view of each pair, which is decoded as it was encoded."""
     kl_weight: float = 1e-6
     """Weight of the KL divergence of the posterior, for autoencoders that have one."""
-    latent_noise: float = 0.5
+    latent_noise: float = 0.4
     """Largest standard deviation, in units of the latents', of the noise that is added to the second view of each pair
     before it is decoded. What a radiance field renders is not quite what was encoded: the decoder learns to bear it."""
     latent_blur: float = 1.0
     """Largest share of the same latent that is blurred before it is decoded, as the mean over views in a field is."""
-    correspondence_weight: float = 0.3
+    correspondence_weight: float = 0.2
     """lambda_1, weight of L_corres."""
     regularization_weight: float = 0.02
     """lambda_2, weight of L_reg, the distance to the latents of the original encoder."""
