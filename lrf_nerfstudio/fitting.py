@@ -120,7 +120,7 @@ def _steps_of(checkpoint: Path) -> int:
 
 
 def _forget_writers() -> None:
-    """nerfstudio keeps the event writers and profilers of a process for good; each fit begins with none."""
+    """Empties the lists of event writers and profilers, which nerfstudio keeps for the life of a process."""
     for event_writer in writer.EVENT_WRITERS:
         if isinstance(event_writer, writer.TensorboardWriter):
             event_writer.tb_writer.close()

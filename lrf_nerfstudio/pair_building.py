@@ -28,7 +28,7 @@ class PairConfig(FittingConfig):
     """How fields are fitted, and when they are rendered."""
 
     snapshots: tuple[int, ...] = ()
-    """Steps after which fields are rendered besides the end: fields that are not finished have errors of other kinds."""
+    """Steps after which fields are rendered besides the end: unfinished fields have errors of other kinds."""
 
 
 def build_scenes(scenes: Sequence[Path], vae: VAE, output: Path, config: PairConfig) -> list[ScenePairs | None]:
@@ -111,7 +111,7 @@ def _datasets(pipeline: LatentPipeline) -> tuple[tuple[Kind, PinholeDataset], tu
 def _write_photographs(
     pipeline: LatentPipeline, folder: Path, scene: Path, options: dict[str, object], older: ScenePairs | None
 ) -> ScenePairs:
-    """Writes photographs and masks of all views, then the index, with the latents that `older` has and whose file is."""
+    """Writes photographs and masks of all views, then the index, with the latents of `older` whose files are there."""
     sources: list[tuple[Kind, PinholeDataset, int]] = [
         (kind, dataset, index) for kind, dataset in _datasets(pipeline) for index in range(len(dataset))
     ]

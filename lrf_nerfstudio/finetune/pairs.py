@@ -4,9 +4,10 @@
     PAIRS/<scene>/photographs-<k>.safetensors   photographs, [H, W, 3] uint8, and masks, [H, W] bool; some views a file
     PAIRS/<scene>/latents-<steps>.safetensors   [C, h, w] float32: what the field rendered after so many steps
 
-A view is paired with every snapshot of its scene's field; photographs are kept once. Parts of a picture are read without
-the rest of its file, so pairs in any order and number stream from disk. An index is replaced as a whole, and only when
-the files that it names are complete: what it lists can be used while other scenes, or later snapshots, are computed.
+A view is paired with every snapshot of its scene's field; photographs are kept once. Parts of a picture are read
+without the rest of its file, so pairs in any order and number stream from disk. An index is replaced as a whole, and
+only when the files that it names are complete: what it lists can be used while other scenes, or later snapshots, are
+computed.
 """
 
 import json
@@ -133,9 +134,9 @@ class ScenePairs:
         """
         tensors = {}
         for view, (image, mask) in enumerate(photographs, start=first):
-            tensors[_key(view)] = (255 * image).round().to(torch.uint8).contiguous()
+            tensors[_key(view)] = (255 * image).round().to(torch.uint8)
             if mask is not None:
-                tensors[_mask_key(view)] = mask.contiguous()
+                tensors[_mask_key(view)] = mask
         self._write(_photographs_file(first), tensors)
 
     def write_latents(self, steps: int, latents: Sequence[Tensor]) -> None:
@@ -145,7 +146,7 @@ class ScenePairs:
             UserError: the disk is full or the folder cannot be written.
         """
         name = f"latents-{steps:07d}.safetensors"
-        self._write(name, {_key(view): latent.float().cpu().contiguous() for view, latent in enumerate(latents)})
+        self._write(name, {_key(view): latent.float() for view, latent in enumerate(latents)})
         self.latents[steps] = name
         self.save()
 
@@ -165,7 +166,12 @@ class ScenePairs:
 
     def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
         try:
-            write_tensors(self.folder / name, tensors)
+            # safetensors takes tensors that are contiguous and share no memory.
+            copies = {
+                key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for key, tensor in tensors.items()
+            }
+            write_tensors(self.folder / name, copies)
         except OSError as error:
             raise _unwritable(self.folder / name, error) from error
 
@@ -206,8 +212,8 @@ def read_pairs(folder: Path, vae: VAE) -> list[ScenePairs]:
     for scene in scenes:
         if scene.vae_fingerprint != vae.fingerprint:
             raise UserError(
-                f"The pairs in {scene.folder} were built with the VAE {scene.vae_source!r}, whose latents are not those "
-                f"of {vae.source!r} (--vae). Give that VAE, or one with the same encoder, or build pairs with this one."
+                f"The pairs in {scene.folder} were built with the VAE {scene.vae_source!r}, whose latents are not "
+                f"those of {vae.source!r} (--vae). Give that VAE or one with the same encoder, or build pairs anew."
             )
         if missing := scene.missing_files():
             raise UserError(
