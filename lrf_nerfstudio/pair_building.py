@@ -31,6 +31,17 @@ class PairConfig(FittingConfig):
     """Steps after which fields are rendered besides the end: unfinished fields have errors of other kinds."""
 
 
+def check_names(scenes: Sequence[Path]) -> None:
+    """Checks that the folders of scenes have different names.
+
+    Raises:
+        UserError: they have not.
+    """
+    names = [scene.expanduser().resolve().name for scene in scenes]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"Scenes are kept by the names of their folders, and two of --scenes are called {twice.pop()}.")
+
+
 def build_scenes(scenes: Sequence[Path], vae: VAE, output: Path, config: PairConfig) -> list[ScenePairs | None]:
     """Builds the pairs of scenes, one after the other; a scene that fails is reported and the others go on.
 

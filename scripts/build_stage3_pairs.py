@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from lrf_nerfstudio.errors import UserError, exit_on_user_error
-from lrf_nerfstudio.pair_building import PairConfig, build_scenes
+from lrf_nerfstudio.pair_building import PairConfig, build_scenes, check_names
 from lrf_nerfstudio.vae import VAEConfig
 
 
@@ -48,9 +48,7 @@ def select(options: BuildPairs) -> list[Path]:
         raise UserError("Name the folders of the scenes to build pairs of: --scenes A B ...")
     if not 0 <= options.shard_index < options.num_shards:
         raise UserError(f"--shard-index is from 0 to --num-shards - 1, which is {options.num_shards - 1}.")
-    names = [scene.resolve().name for scene in options.scenes]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"Pairs are kept by the names of the scenes' folders, and two are called {twice.pop()}.")
+    check_names(options.scenes)
     return list(options.scenes[options.shard_index :: options.num_shards])
 
 

@@ -87,7 +87,7 @@ class LatentCrops(Dataset[dict[str, Tensor]]):
         position = int(np.searchsorted(first, number, side="right")) - 1
         scene, views = self.scenes[position], self._views[kind][position]
         snapshot, view = divmod(number - int(first[position]), len(views))
-        return scene, views[view], sorted(scene.latents)[snapshot]
+        return scene, views[view], list(scene.latents)[snapshot]
 
 
 def cut(pictures: Tensor, places: Tensor, cells: int, factor: int) -> Tensor:

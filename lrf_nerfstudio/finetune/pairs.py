@@ -53,7 +53,7 @@ class PairView:
     mask: bool
 
 
-@dataclass(frozen=True)
+@dataclass
 class ScenePairs:
     """The pairs of a scene.
 
@@ -147,7 +147,7 @@ class ScenePairs:
         """
         name = f"latents-{steps:07d}.safetensors"
         self._write(name, {_key(view): latent.float() for view, latent in enumerate(latents)})
-        self.latents[steps] = name
+        self.latents = dict(sorted({**self.latents, steps: name}.items()))
         self.save()
 
     def save(self) -> None:
@@ -158,7 +158,7 @@ class ScenePairs:
         """
         content: dict[str, Any] = {"format": FORMAT, **asdict(self)}
         del content["folder"]
-        content["latents"] = {str(steps): name for steps, name in sorted(self.latents.items())}
+        content["latents"] = {str(steps): name for steps, name in self.latents.items()}
         try:
             write_atomically(self.folder / INDEX, (json.dumps(content, indent=1) + "\n").encode())
         except OSError as error:
