@@ -1,6 +1,8 @@
 """Pairs for stage III: fits a field to a scene and stores what it renders beside the photographs."""
 
+import gc
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -55,23 +57,28 @@ def build_scenes(scenes: Sequence[Path], vae: VAE, output: Path, config: PairCon
         Of each scene its pairs, None where it failed.
 
     Raises:
-        UserError: the options do not fit together.
+        UserError: the options do not fit together, or the folder cannot be made.
     """
     if config.steps < 1 or any(not 0 < steps < config.steps for steps in config.snapshots):
         raise UserError(f"--snapshots must lie between 0 and --steps, which is {config.steps} and must be positive.")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder {output} (--output) cannot be made: {error.strerror}.") from error
     console, results = Console(), list[ScenePairs | None]()
     for number, scene in enumerate(scenes, start=1):
-        console.print(f"Scene {number} of {len(scenes)}: {scene}", markup=False)
+        console.print(f"Scene {number} of {len(scenes)}: {scene}", markup=False, soft_wrap=True)
         try:
             results.append(build_scene(scene, vae, output, config))
         except SystemExit:  # the plugin has said what is wrong
             results.append(None)
         except UserError as error:
-            console.print(f"Error: {error}", markup=False)
+            print(f"\nError: {error}", file=sys.stderr)
             results.append(None)
         except Exception:  # whatever it is, the other scenes can be had
             console.print_exception()
             results.append(None)
+        gc.collect()  # a trainer is part of cycles, and its memory may be the GPU's
     return results
 
 

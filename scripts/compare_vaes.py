@@ -76,7 +76,7 @@ def compare(options: CompareVAEs) -> tuple[list[Mapping[str, Any]], list[str]]:
     }
     failed = [scene for scene, by_vae in scenes.items() if len(by_vae) < len(vaes)]
     scenes = {scene: by_vae for scene, by_vae in scenes.items() if by_vae}
-    metrics, rows = ImageMetrics(options.download_lpips), list[Mapping[str, Any]]()
+    metrics, rows = ImageMetrics(options.download_lpips, "--download-lpips"), list[Mapping[str, Any]]()
     for scene, by_vae in scenes.items():
         for name, pairs in by_vae.items():
             rows.append({"scene": scene, "vae": name, **measures(options.output, pairs, vaes[name], metrics)})

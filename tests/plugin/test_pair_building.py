@@ -116,6 +116,9 @@ def test_pairs_of_another_kind_are_not_mixed(built, floor_scene, vae, tmp_path):
         build_scene(namesake, vae, output, PairConfig(steps=60, snapshots=(20,)))
     with pytest.raises(UserError, match="--snapshots must lie between"):
         build_scenes([floor_scene], vae, output, PairConfig(steps=60, snapshots=(60,)))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file \(--output\) cannot be made"):
+        build_scenes([floor_scene], vae, tmp_path / "file", PairConfig(steps=60))
 
 
 def test_masks_are_stored(tiny_vae, vae, tmp_path):
