@@ -140,7 +140,11 @@ def decoding_figure(scenes: Mapping[str, Mapping[str, ScenePairs]], vaes: Mappin
     for scene, row, of_row in zip(scenes, rows, panels, strict=True):
         of_row[0].set_ylabel(scene)
         for title, panel in zip(titles, of_row, strict=True):
-            panel.set(xticks=[], yticks=[], title=title if of_row is panels[0] else "")
+            panel.set(xticks=[], yticks=[])
             if title in row:
                 panel.imshow(row[title].cpu().numpy(), interpolation="none")
+            else:
+                panel.set_frame_on(False)
+    for title, panel in zip(titles, panels[0], strict=True):
+        panel.set_title(title)
     return figure

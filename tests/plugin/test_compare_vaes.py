@@ -11,7 +11,8 @@ from PIL import Image
 from tiny_scenes import Lens, write_scene
 from tiny_vaes import make_vae
 
-from lrf_nerfstudio.evaluation.decoding import decoding_table, with_means
+from lrf_nerfstudio.evaluation.decoding import decoding_figure, decoding_table, with_means
+from lrf_nerfstudio.finetune.pairs import ScenePairs
 from lrf_nerfstudio.fitting import FieldFit
 from lrf_nerfstudio.vae import VAEConfig
 
@@ -67,6 +68,13 @@ def test_a_row_for_each_vae_and_scene_and_a_field_for_each_encoder(scenes, vaes,
     assert "LPIPS" not in table  # its weights are not there
     with Image.open(output / "figure.png") as figure:
         assert figure.format == "PNG" and figure.width == 5 * 3 * 150
+
+    pairs = {name: ScenePairs.load(next(output.glob("fields/*/wide"))) for name in ("tuned", "first")}
+    loaded = {name: VAEConfig(source).setup() for name, _, source in (vae.partition("=") for vae in vaes[:2])}
+    panels = decoding_figure({"wide": pairs, "partly": {"tuned": pairs["tuned"]}}, loaded).axes
+    assert [panel.get_title() for panel in panels[:4]] == ["photograph", "ceiling of first", "first", "tuned"]
+    assert [len(panel.images) for panel in panels] == [1, 1, 1, 1, 1, 0, 0, 1]
+    assert [panels[0].get_ylabel(), panels[4].get_ylabel()] == ["wide", "partly"]
 
     # A second run computes nothing.
     monkeypatch.setattr(compare_vaes, "measure_decoding", None)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import build_stage3_pairs
@@ -18,7 +19,9 @@ from tiny_scenes import Lens, write_scene
 from tiny_vaes import make_vae
 
 from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.finetune.loop import FineTuner
 from lrf_nerfstudio.finetune.pairs import INDEX, ScenePairs, read_pairs
+from lrf_nerfstudio.finetune.stage3 import Stage3, Stage3Config
 from lrf_nerfstudio.fitting import FieldFit, FittingConfig
 from lrf_nerfstudio.pair_building import CONTACT_SHEET, PairConfig, build_scene, build_scenes, render_views
 from lrf_nerfstudio.vae import VAE, VAEConfig
@@ -254,3 +257,35 @@ def test_a_checkpoint_beyond_what_is_missing_is_not_taken_up(floor_scene, tiny_v
     assert FieldFit(floor_scene, str(tiny_vae), tmp_path, FittingConfig(steps=4)).steps == 4
     assert FieldFit(floor_scene, str(tiny_vae), tmp_path, FittingConfig(steps=4), latest=4).steps == 4
     assert FieldFit(floor_scene, str(tiny_vae), tmp_path, FittingConfig(steps=4), latest=3).steps == 0
+
+
+@pytest.mark.realdata
+def test_a_real_decoder_gets_better_on_what_a_real_field_renders(real_data, tmp_path):
+    taesd = str(real_data / "weights" / "taesd")
+    config = PairConfig(steps=200, downscale_factor=2)
+    build_scene(real_data / "scenes" / "banana", VAEConfig(taesd).setup(), tmp_path / "pairs", config)
+    options = Stage3Config(
+        output=tmp_path / "run",
+        vae=taesd,
+        pairs=tmp_path / "pairs",
+        crop=64,
+        steps=15,
+        save_every=15,
+        warmup_steps=3,
+        learning_rate=2e-4,
+        ema_decay=0.5,
+        workers=0,
+        tensorboard=False,
+        device="cpu",
+    )
+    FineTuner(options, Stage3(options)).run()
+    task = Stage3(replace(options, seed=1))
+    batch = torch.utils.data.default_collate([task.dataset[index] for index in range(12)])
+    losses = []
+    for source in (taesd, str(options.output)):
+        task.vae.load_state_dict(VAEConfig(source).setup().state_dict())
+        with torch.no_grad():
+            losses.append(task.losses(task.network, batch).terms)
+    before, after = losses
+    for kind in ("train", "novel"):
+        assert after[kind] < 0.95 * before[kind]
