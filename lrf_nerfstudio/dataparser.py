@@ -66,6 +66,11 @@ def parse(parser: DataParser, data: Path, split: str) -> DataparserOutputs:
         raise UserError(f"The data set {data} does not exist. --data takes the folder of a scene.")
     try:
         outputs = parser.get_dataparser_outputs(split=split)
+    except ZeroDivisionError as error:  # nerfstudio divides by the largest distance of a camera from their centre
+        raise UserError(
+            f"All cameras of the data set {data} are in one place: it has a single image, or poses without "
+            "translation. A radiance field needs views from several places."
+        ) from error
     except (AssertionError, OSError, EOFError, ValueError, KeyError, RuntimeError) as error:
         # What nerfstudio's parsers raise for bad data; EOFError where they would have asked on a terminal.
         reason = f"missing key {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__

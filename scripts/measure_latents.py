@@ -23,6 +23,7 @@ from rich.table import Table
 from lrf_nerfstudio.correspondence import CorrespondenceConfig, find_correspondences, load_scene
 from lrf_nerfstudio.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.evaluation.latents import measure_scene
+from lrf_nerfstudio.evaluation.names import named, scene_names
 from lrf_nerfstudio.evaluation.spectra import spectrum_figure
 from lrf_nerfstudio.files import replacing, write_atomically
 from lrf_nerfstudio.vae import VAEConfig
@@ -85,27 +86,6 @@ def measure(config: MeasureLatents) -> list[dict[str, Any]]:
     except OSError as error:
         raise UserError(f"{config.output} (--output) cannot be written to: {error.strerror or error}.") from error
     return rows
-
-
-def named(vaes: Sequence[str], option: str) -> dict[str, str]:
-    """Name -> source of VAEs given as NAME=SOURCE or SOURCE; a name has no slash, a path with = in it usually has."""
-    sources = {}
-    for vae in vaes:
-        name, equals, source = vae.partition("=")
-        sources.update({name: source} if equals and "/" not in name else {vae: vae})
-    if len(sources) < len(vaes):
-        raise UserError(f"Two VAEs of {option} have the same name; tell them apart with NAME=SOURCE.")
-    return sources
-
-
-def scene_names(folders: Sequence[Path]) -> list[str]:
-    """Names of the folders, or their whole paths where names alone do not tell them apart."""
-    names = [folder.resolve().name for folder in folders]
-    if len(set(names)) < len(names):
-        names = [str(folder.resolve()) for folder in folders]
-    if len(set(names)) < len(names):
-        raise UserError("A scene is given twice in --scenes.")
-    return names
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:

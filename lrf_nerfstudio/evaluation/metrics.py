@@ -25,10 +25,11 @@ class ImageMetrics:
     Args:
         download_lpips: whether the weights of LPIPS may be downloaded. Otherwise LPIPS is computed only where they are
             in PyTorch's cache already; where they are not, that is said once and the metric left out.
+        option: how a user asks for the download.
     """
 
-    def __init__(self, download_lpips: bool = False):
-        self.download_lpips = download_lpips
+    def __init__(self, download_lpips: bool = False, option: str = "--pipeline.model.download-lpips True"):
+        self.download_lpips, self.option = download_lpips, option
         self._lpips: torch.nn.Module | None = None
         self._lpips_is_missing = False
 
@@ -57,7 +58,7 @@ class ImageMetrics:
             self._lpips = load_lpips("alex", self.download_lpips).to(device)
         except (OSError, ImportError) as error:  # URLError is an OSError
             self._lpips_is_missing = True
-            Console().print(f"[yellow]LPIPS is left out: {error}; --pipeline.model.download-lpips True fetches it.")
+            Console().print(f"[yellow]LPIPS is left out: {error}; {self.option} fetches it.")
         return self._lpips
 
 

@@ -1,1 +1,1 @@
-"""Tuning an autoencoder for radiance fields: crops of corresponding views, losses, and the training loop."""
+"""Tuning an autoencoder for radiance fields: pairs of crops, pairs of latents and photographs, losses, and the loop."""

@@ -82,8 +82,6 @@ class FineTuneConfig:
     """Seed of the data's order and of everything random; sample n is the same at every run."""
     workers: int = 2
     """Processes that read and crop photographs, for each training process; 0 reads in the training process."""
-    images_in_memory: int = 256
-    """Photographs that each of them keeps decoded."""
     save_every: int = 100
     """Steps between checkpoints."""
     pictures_every: int = 100

@@ -1,4 +1,4 @@
-"""The losses of stage I: reconstruction, agreement of corresponding points, and nearness to the original latent space.
+"""The losses of fine-tuning: agreement of corresponding points, nearness to the original latent space, likeness.
 
 Latents are compared in units of their own standard deviation, per channel: shrinking all latents would otherwise be the
 easiest way to make corresponding ones agree.
@@ -6,7 +6,9 @@ easiest way to make corresponding ones agree.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from lrf_nerfstudio.lpips import load_lpips
 
 
 def channel_deviation(latents: Tensor) -> Tensor:
@@ -61,6 +63,20 @@ def deviation_loss(deviation: Tensor, original: Tensor) -> Tensor:
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL divergence of the posterior N(mean, exp(logvar)) from N(0, 1), both [B, C, h, w]: summed, averaged over B."""
     return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).sum(dim=(1, 2, 3)).mean()
+
+
+def lpips_loss(weight: float, download: bool) -> tuple[nn.Module | None, tuple[str, ...]]:
+    """LPIPS (VGG) as a loss of a weight, and what the user should know of it.
+
+    Returns:
+        What :func:`load_lpips` gives, None where the weight is 0 or the network's weights are not there; notices.
+    """
+    if weight == 0:
+        return None, ()
+    try:
+        return load_lpips("vgg", download), ()
+    except (OSError, ImportError) as error:
+        return None, (f"LPIPS is left out: {error}; --download-lpips fetches it.",)
 
 
 def detail_loss(decoded: Tensor, reference: Tensor) -> Tensor:

@@ -27,9 +27,9 @@ from lrf_nerfstudio.finetune.losses import (
     detail_loss,
     deviation_loss,
     kl_divergence,
+    lpips_loss,
     regularization_loss,
 )
-from lrf_nerfstudio.lpips import load_lpips
 from lrf_nerfstudio.vae import VAE, VAEConfig, sample_latents
 
 
@@ -44,6 +44,8 @@ class Stage1Config(FineTuneConfig):
     """Folders of scenes in nerfstudio's formats: transforms.json, a COLMAP model, or both; plain photographs too."""
     correspondence: CorrespondenceConfig = field(default_factory=CorrespondenceConfig)
     """Where correspondences come from."""
+    images_in_memory: int = 256
+    """Photographs that each of the processes that read them keeps decoded."""
     crop: int = 128
     """Side of a crop in pixels, a multiple of the autoencoder's spatial factor. A sample is two crops, of two views."""
     max_reduction: float = 3.0
@@ -139,7 +141,7 @@ class Stage1(Task):
                 f"--crop {config.crop} is no multiple of {factor}, the factor of {config.vae}, or too small."
             )
         self.network = EncodeDecode(self.vae)
-        self.lpips = self._load_lpips()
+        self.lpips, self.notices = lpips_loss(config.lpips_weight, config.download_lpips)
         self.reconstruction_terms = ("l1",) if self.lpips is None else ("l1", "lpips")
         self.dataset = PairCrops(
             scenes,
@@ -159,15 +161,6 @@ class Stage1(Task):
             "regularization": config.regularization_weight,
             "deviation": config.deviation_weight,
         }
-
-    def _load_lpips(self) -> nn.Module | None:
-        if self.config.lpips_weight == 0:
-            return None
-        try:
-            return load_lpips("vgg", self.config.download_lpips)
-        except (OSError, ImportError) as error:
-            self.notices = (f"LPIPS is left out: {error}; --download-lpips fetches it.",)
-            return None
 
     def to(self, device: torch.device) -> None:
         """Moves the original autoencoder and LPIPS to a device."""

@@ -1,0 +1,150 @@
+"""How well VAEs decode what radiance fields render, as numbers, a table and a figure."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrf_nerfstudio.evaluation.metrics import ImageMetrics
+from lrf_nerfstudio.finetune.latent_crops import KINDS
+from lrf_nerfstudio.finetune.pairs import ScenePairs
+from lrf_nerfstudio.vae import VAE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = {
+    "novel PSNR": ("novel", "psnr", 2),
+    "SSIM": ("novel", "ssim", 3),
+    "LPIPS": ("novel", "lpips", 3),
+    "train PSNR": ("train", "psnr", 2),
+    "train SSIM": ("train", "ssim", 3),
+    "train LPIPS": ("train", "lpips", 3),
+    "latent PSNR": ("novel", "latent_psnr", 2),
+    "train latent PSNR": ("train", "latent_psnr", 2),
+    "ceiling PSNR": ("novel", "ceiling_psnr", 2),
+    "ceiling SSIM": ("novel", "ceiling_ssim", 3),
+    "ceiling LPIPS": ("novel", "ceiling_lpips", 3),
+}
+"""Columns of the table: kind of views, metric, decimals."""
+
+
+@torch.no_grad()
+def measure_decoding(
+    pairs: ScenePairs, vae: VAE, metrics: ImageMetrics, advance: Callable[[], object]
+) -> dict[str, dict[str, float]]:
+    """Metrics of a scene's last snapshot, by kind of view: means over the views.
+
+    Args:
+        pairs: of the scene.
+        vae: decodes; its encoder is that of the pairs.
+        metrics: compares pictures.
+        advance: called after each view.
+
+    Returns:
+        For `train` and `novel`: `psnr, ssim, lpips` of the decoded render against the photograph, `latent_psnr` of the
+        rendered against the encoded field latent (data range 1), and `ceiling_psnr, ceiling_ssim, ceiling_lpips` of the
+        VAE's own reconstruction. LPIPS where it has weights.
+    """
+    normalization, steps = pairs.normalization, max(pairs.latents)
+    means: dict[str, dict[str, float]] = {}
+    for kind in KINDS:
+        of_views = []
+        for view in pairs.of_kind(kind):
+            image, latent, mask = _view(pairs, view, steps, vae.device)
+            encoded = vae.encode(image[None])[0]
+            error = F.mse_loss(normalization.to_field(latent.cpu()), normalization.to_field(encoded.cpu()))
+            values = metrics(_decode(vae, latent, image), image, mask)
+            values["latent_psnr"] = float(-10 * torch.log10(error))
+            ceiling = metrics(_decode(vae, encoded, image), image, mask)
+            of_views.append(values | {f"ceiling_{name}": value for name, value in ceiling.items()})
+            advance()
+        means[kind] = {name: sum(values[name] for values in of_views) / len(of_views) for name in of_views[0]}
+    return means
+
+
+def _view(pairs: ScenePairs, view: int, steps: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Photograph [H, W, 3] in [0, 1], rendered latent [C, h, w], and mask [H, W] if there is one."""
+    image, mask = pairs.photograph(view)
+    latent = pairs.latent(view, steps)
+    return image.to(device).float() / 255, latent.to(device), None if mask is None else mask.to(device)
+
+
+def _decode(vae: VAE, latent: Tensor, image: Tensor) -> Tensor:
+    """A latent [C, h, w] as a picture of the size of another one, [H, W, 3]."""
+    return vae.decode(latent[None], *image.shape[:2])[0]
+
+
+def with_means(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Adds to rows {scene, vae, train, novel} the means over the scenes of each VAE, where there are several.
+
+    A VAE that was not measured on all scenes gets no mean, which could not be compared with those of the others.
+    """
+    scenes = {row["scene"] for row in rows}
+    result = list(rows)
+    for vae in dict.fromkeys(row["vae"] for row in rows) if len(scenes) > 1 else ():
+        of_vae = [row for row in rows if row["vae"] == vae]
+        if len(of_vae) == len(scenes):
+            result.append(
+                {"scene": "mean", "vae": vae} | {kind: _mean([row[kind] for row in of_vae]) for kind in KINDS}
+            )
+    return result
+
+
+def _mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = [name for name in values[0] if all(name in of_scene for of_scene in values)]
+    return {name: sum(of_scene[name] for of_scene in values) / len(values) for name in names}
+
+
+def decoding_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows {scene, vae, train, novel} as Markdown; columns that have no number anywhere are left out."""
+    columns = {title: column for title, column in COLUMNS.items() if any(column[1] in row[column[0]] for row in rows)}
+    lines = [["scene", "VAE", *columns], ["---", "---", *["---:"] * len(columns)]]
+    for row in rows:
+        cells = [
+            f"{row[kind][metric]:.{decimals}f}" if metric in row[kind] else "-"
+            for kind, metric, decimals in columns.values()
+        ]
+        lines.append([row["scene"], row["vae"], *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+@torch.no_grad()
+def decoding_figure(scenes: Mapping[str, Mapping[str, ScenePairs]], vaes: Mapping[str, VAE]) -> "Figure":
+    """Draws a held-out view of each scene: photograph, the first VAE's reconstruction, and each VAE's decoded render.
+
+    Args:
+        scenes: scene -> VAE -> the pairs in the latent space of that VAE.
+        vaes: by name.
+    """
+    from matplotlib.figure import Figure
+
+    titles = ["photograph", f"ceiling of {next(iter(vaes))}", *vaes]
+    rows: list[dict[str, Tensor]] = []
+    for by_vae in scenes.values():
+        row: dict[str, Tensor] = {}
+        for name, pairs in by_vae.items():
+            held_out = pairs.of_kind("novel")
+            view = held_out[len(held_out) // 2]
+            image, latent, _ = _view(pairs, view, max(pairs.latents), vaes[name].device)
+            row["photograph"] = image
+            if name == next(iter(vaes)):
+                row[titles[1]] = _decode(vaes[name], vaes[name].encode(image[None])[0], image)
+            row[name] = _decode(vaes[name], latent, image)
+        rows.append(row)
+    ratios = [picture.shape[0] / picture.shape[1] for picture in (row["photograph"] for row in rows)]
+    figure = Figure(figsize=(3 * len(titles), 3 * sum(ratios) + 0.3 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), len(titles), squeeze=False, gridspec_kw={"height_ratios": ratios})
+    for scene, row, of_row in zip(scenes, rows, panels, strict=True):
+        of_row[0].set_ylabel(scene)
+        for title, panel in zip(titles, of_row, strict=True):
+            panel.set(xticks=[], yticks=[])
+            if title in row:
+                panel.imshow(row[title].cpu().numpy(), interpolation="none")
+            else:
+                panel.set_frame_on(False)
+    for title, panel in zip(titles, panels[0], strict=True):
+        panel.set_title(title)
+    return figure

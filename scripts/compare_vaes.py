@@ -1,0 +1,127 @@
+"""Compares VAEs by what can be seen of radiance fields in their latent spaces: fits a field for each VAE and scene, and
+compares its decoded renders of training and held-out views with the photographs.
+
+VAEs with the same encoder share a field, decoded by each: those before and after stage III, for example. Run again
+after an interruption, it goes on where it was.
+
+Writes table.md, table.json (lrf_nerfstudio/evaluation/decoding.py says what each number is) and figure.png, a
+held-out view of each scene: photograph, the first VAE's own reconstruction, and the decoded renders.
+
+Example: `python scripts/compare_vaes.py --scenes fox flower --vae original=taesd stage1=taesd-stage1
+stage3=taesd-stage3 --downscale-factor 2 --output comparison`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lrf_nerfstudio.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.evaluation.decoding import decoding_figure, decoding_table, measure_decoding, with_means
+from lrf_nerfstudio.evaluation.metrics import ImageMetrics
+from lrf_nerfstudio.evaluation.names import named
+from lrf_nerfstudio.files import replacing, write_atomically
+from lrf_nerfstudio.finetune.pairs import ScenePairs
+from lrf_nerfstudio.fitting import FittingConfig
+from lrf_nerfstudio.pair_building import PairConfig, build_scenes, check_names
+from lrf_nerfstudio.vae import VAE, VAEConfig
+
+
+@dataclass
+class CompareVAEs(FittingConfig):
+    """Compares VAEs by the radiance fields in their latent spaces."""
+
+    scenes: tuple[Path, ...] = ()
+    """Folders of the scenes, in nerfstudio's format; every 8th photograph is held out, starting with the first."""
+    vae: tuple[str, ...] = ()
+    """VAEs: sources as for --pipeline.vae.source, each with a name for table and figure if wished (NAME=SOURCE)."""
+    output: Path = Path("comparison")
+    """Folder for table.md, table.json and figure.png, and for fields and measures, which a second run takes up."""
+    download_lpips: bool = False
+    """Download the weights of LPIPS's AlexNet where they are missing (230 MB); without them LPIPS is left out."""
+
+
+def compare(options: CompareVAEs) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Fits, measures, writes the files.
+
+    Returns:
+        The rows of table.json, and the scenes that failed with some VAE.
+
+    Raises:
+        UserError: options do not fit together, a VAE cannot be used, or the files cannot be written.
+    """
+    if not options.vae or not options.scenes:
+        raise UserError("There is nothing to compare: give --scenes and --vae one or more each.")
+    check_names(options.scenes)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    vaes = {name: VAEConfig(source).setup(device) for name, source in named(options.vae, "--vae").items()}
+
+    fields: dict[str, list[ScenePairs | None]] = {}  # by the fingerprint of the encoder
+    for vae in vaes.values():
+        if vae.fingerprint not in fields:
+            folder = options.output / "fields" / vae.fingerprint[:12]
+            config = PairConfig(options.steps, options.downscale_factor)
+            fields[vae.fingerprint] = build_scenes(options.scenes, vae, folder, config)
+
+    names = [scene.resolve().name for scene in options.scenes]
+    scenes = {
+        scene: {name: pairs for name, vae in vaes.items() if (pairs := fields[vae.fingerprint][number]) is not None}
+        for number, scene in enumerate(names)
+    }
+    failed = [scene for scene, by_vae in scenes.items() if len(by_vae) < len(vaes)]
+    scenes = {scene: by_vae for scene, by_vae in scenes.items() if by_vae}
+    metrics, rows = ImageMetrics(options.download_lpips, "--download-lpips"), list[Mapping[str, Any]]()
+    for scene, by_vae in scenes.items():
+        for name, pairs in by_vae.items():
+            rows.append({"scene": scene, "vae": name, **measures(options.output, pairs, vaes[name], metrics)})
+    rows = with_means(rows)
+    if scenes:
+        try:
+            write_atomically(options.output / "table.json", (json.dumps(rows, indent=2) + "\n").encode())
+            write_atomically(options.output / "table.md", decoding_table(rows).encode())
+            with replacing(options.output / "figure.png") as stream:
+                decoding_figure(scenes, vaes).savefig(stream, dpi=150, format="png")
+        except OSError as error:
+            raise UserError(f"{options.output} (--output) cannot be written to: {error.strerror or error}.") from error
+    return rows, failed
+
+
+def measures(output: Path, pairs: ScenePairs, vae: VAE, metrics: ImageMetrics) -> dict[str, dict[str, float]]:
+    """What :func:`measure_decoding` gives, from disk where it has been measured already."""
+    key = f"{vae.fingerprint[:12]}-{vae.decoder_fingerprint[:12]}"
+    file = output / "measures" / key / f"{pairs.folder.name}.json"
+    if file.exists():
+        return json.loads(file.read_text())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
+        task = progress.add_task(f"Decoding {pairs.folder.name} with {vae.source}", total=len(pairs.views))
+        result = measure_decoding(pairs, vae, metrics, lambda: progress.advance(task))
+    try:
+        write_atomically(file, json.dumps(result).encode())
+    except OSError as error:
+        raise UserError(f"{file} (--output) cannot be written: {error.strerror or error}.") from error
+    return result
+
+
+@exit_on_user_error()
+def main() -> None:
+    """Command line."""
+    options = tyro.cli(CompareVAEs, description=__doc__)
+    rows, failed = compare(options)
+    if rows:
+        Console().print(decoding_table(rows), markup=False, soft_wrap=True)
+    if failed:
+        raise UserError(
+            f"No field could be fitted, for the reasons above, to: {', '.join(failed)}. The table lacks these. Run "
+            "again to try them once more."
+        )
+
+
+if __name__ == "__main__":
+    main()
