@@ -21,7 +21,6 @@ from lrf_nerfstudio.errors import UserError
 from lrf_nerfstudio.finetune.crops import PairCrops
 from lrf_nerfstudio.finetune.loop import FineTuneConfig, Losses, Task
 from lrf_nerfstudio.finetune.losses import (
-    blur,
     channel_deviation,
     correspondence_loss,
     detail_loss,
@@ -59,17 +58,12 @@ class Stage1Config(FineTuneConfig):
     """Weight of LPIPS (VGG), where its weights are in PyTorch's cache or may be downloaded."""
     download_lpips: bool = False
     """Download the weights of LPIPS's VGG where they are missing (530 MB)."""
-    detail_weight: float = 5.0
-    """Weight of the loss on fine detail, which the original autoencoder reproduces and L1 alone smears; of the first
-    view of each pair, which is decoded as it was encoded."""
+    detail_weight: float = 3.0
+    """Weight of the loss on fine detail, which the original autoencoder reproduces and L1 alone smears. It is taken of
+    the first view of each pair, which halves its cost."""
     kl_weight: float = 1e-6
     """Weight of the KL divergence of the posterior, for autoencoders that have one."""
-    latent_noise: float = 0.4
-    """Largest standard deviation, in units of the latents', of the noise that is added to the second view of each pair
-    before it is decoded. What a radiance field renders is not quite what was encoded: the decoder learns to bear it."""
-    latent_blur: float = 1.0
-    """Largest share of the same latent that is blurred before it is decoded, as the mean over views in a field is."""
-    correspondence_weight: float = 0.2
+    correspondence_weight: float = 0.15
     """lambda_1, weight of L_corres."""
     regularization_weight: float = 0.02
     """lambda_2, weight of L_reg, the distance to the latents of the original encoder."""
@@ -84,17 +78,13 @@ class EncodeDecode(nn.Module):
         super().__init__()
         self.autoencoder = vae.autoencoder
 
-    def forward(
-        self, images: Tensor, noise: Tensor, noise_levels: Tensor, blurs: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Encodes and decodes, what is decoded being worse than what was encoded.
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Encodes and decodes.
 
         Args:
             images: [N, H, W, 3] in [0, 1], sides multiples of the spatial factor.
-            noise: [N, C, h, w] standard normal, scaled by the posterior's deviation (where there is a posterior) plus
-                `noise_levels`.
-            noise_levels: [N], in units of the latents' standard deviation.
-            blurs: [N] in [0, 1], the share of each latent that is replaced by itself blurred over 3 x 3 cells.
+            noise: [N, C, h, w] standard normal, by which the posterior is sampled before it is decoded. Autoencoders
+                without a posterior take no notice of it.
 
         Returns:
             The latent (posterior mode) [N, C, h, w]; the posterior's log variance of the same shape, or None; the
@@ -104,13 +94,9 @@ class EncodeDecode(nn.Module):
         output = self.autoencoder.encode(x)
         if hasattr(output, "latent_dist"):
             latents, logvar = output.latent_dist.mean, output.latent_dist.logvar
+            z = latents + (0.5 * logvar).exp() * noise
         else:
-            latents, logvar = output.latents, None
-        levels = noise_levels[:, None, None, None] * channel_deviation(latents).detach()[:, None, None]
-        if logvar is not None:
-            levels = levels + (0.5 * logvar).exp()
-        blurred = blur(latents) - latents
-        z = latents + blurs[:, None, None, None] * blurred + levels * noise
+            latents, logvar, z = output.latents, None, output.latents
         return latents, logvar, self.autoencoder.decode(z).sample.permute(0, 2, 3, 1) * 0.5 + 0.5
 
 
@@ -171,7 +157,7 @@ class Stage1(Task):
     def losses(self, network: nn.Module, batch: dict[str, Tensor]) -> Losses:
         """The terms of L_stageI for items of :class:`PairCrops`; those of weight 0 are not computed."""
         images = batch["images"].flatten(0, 1)  # [2 B, crop, crop, 3], the views of a pair one after the other
-        latents, logvar, decoded = network(images, *self._perturbation(batch))
+        latents, logvar, decoded = network(images, self._noise(batch))
         latents, decoded = latents.float(), decoded.float()
         deviation = channel_deviation(latents)
         with torch.no_grad():
@@ -198,20 +184,17 @@ class Stage1(Task):
             terms["lpips"] = self.lpips(*pictures, normalize=True).float().mean()
         return Losses(terms, self.weights, images[::2], decoded[::2])
 
-    def _perturbation(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise, its levels and blurs for the images of a batch, decided by the items' numbers alone.
-
-        The first view of each pair is decoded as it was encoded, the second one perturbed.
-        """
+    def _noise(self, batch: dict[str, Tensor]) -> Tensor:
+        """[2 B, C, h, w] standard normal, decided by the items' numbers alone: a resumed run draws the same."""
         cells = batch["images"].shape[2] // self.vae.spatial_factor
-        noise, strengths = [], []
-        for index in batch["index"].tolist():
-            generator = torch.Generator().manual_seed((self.config.seed << 32) + index)
-            noise.append(torch.randn((2, self.vae.latent_channels, cells, cells), generator=generator))
-            strengths += [torch.zeros(2), torch.rand(2, generator=generator)]
-        levels, blurs = torch.stack(strengths).T * torch.tensor([[self.config.latent_noise], [self.config.latent_blur]])
-        device = batch["images"].device
-        return torch.cat(noise).to(device), levels.to(device), blurs.to(device)
+        noise = [
+            torch.randn(
+                (2, self.vae.latent_channels, cells, cells),
+                generator=torch.Generator().manual_seed((self.config.seed << 32) + index),
+            )
+            for index in batch["index"].tolist()
+        ]
+        return torch.cat(noise).to(batch["images"].device)
 
     def pictures(self, batch: dict[str, Tensor], losses: Losses) -> Tensor:
         """Up to eight first views: the photograph, and below it what is decoded."""

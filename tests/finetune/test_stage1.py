@@ -16,7 +16,6 @@ from lrf_nerfstudio.correspondence import SceneCorrespondences
 from lrf_nerfstudio.errors import UserError
 from lrf_nerfstudio.evaluation.latents import measure_scene
 from lrf_nerfstudio.finetune.crops import PairCrops
-from lrf_nerfstudio.finetune.losses import blur
 from lrf_nerfstudio.finetune.stage1 import Stage1
 from lrf_nerfstudio.vae import VAEConfig
 
@@ -49,7 +48,7 @@ def test_tuning_makes_corresponding_latents_agree_without_shrinking_them(tmp_pat
 
 
 def test_terms_of_the_loss(tmp_path, scene, vae):
-    task = Stage1(tiny_config(tmp_path / "run", vae, latent_noise=0.0, latent_blur=0.0), [scene])
+    task = Stage1(tiny_config(tmp_path / "run", vae), [scene])
     batch = batch_of(task)
     losses = task.losses(task.network, batch)
     expected = {"l1", "detail", "correspondence", "regularization", "deviation"}
@@ -82,38 +81,25 @@ def test_corresponding_points_are_compared_where_the_photographs_show_them(tmp_p
     assert losses[0] < 0.7 * min(value for displacement, value in losses.items() if displacement)
 
 
-def test_what_is_decoded_is_noisier_and_blurrier_than_what_was_encoded(tmp_path, scene):
-    task = Stage1(tiny_config(tmp_path / "run", write_tiny(tmp_path / "vae")), [scene])
-    images = batch_of(task)["images"].flatten(0, 1)
-    decoded_latents = []
-    task.vae.autoencoder.decoder.register_forward_pre_hook(lambda module, inputs: decoded_latents.append(inputs[0]))
-    noise = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        latents, _, _ = task.network(
-            images, noise, torch.tensor([0.0, 0.5, 0.0, 0.0]), torch.tensor([0.0, 0.0, 1.0, 0.5])
-        )
-    (perturbed,) = decoded_latents
-    deviation = latents.transpose(0, 1).flatten(1).std(dim=1)[:, None, None]
-    torch.testing.assert_close(perturbed[0], latents[0])
-    torch.testing.assert_close(perturbed[1], latents[1] + 0.5 * deviation * noise[1])
-    torch.testing.assert_close(perturbed[2], blur(latents)[2])
-    torch.testing.assert_close(perturbed[3], 0.5 * (latents + blur(latents))[3])
-
-
-def test_perturbations_depend_on_the_samples_alone(tmp_path, scene, vae):
+def test_the_posterior_is_sampled_by_noise_that_depends_on_the_samples_alone(tmp_path, scene, vae):
     task = Stage1(tiny_config(tmp_path / "run", vae), [scene])
     batch = batch_of(task)
+    noise = task._noise(batch)
     torch.rand(7)
-    for one, other in zip(task._perturbation(batch), task._perturbation(batch), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
-    _, levels, blurs = task._perturbation(batch)
-    assert (levels[::2] == 0).all() and (blurs[::2] == 0).all()  # first views are decoded as they were encoded
-    assert (levels[1::2] > 0).all() and (levels <= 0.4).all() and (blurs[1::2] > 0).all() and (blurs <= 1).all()
-    # Whatever batch a sample is in.
+    torch.testing.assert_close(task._noise(batch), noise, rtol=0, atol=0)
     alone = {name: value[1:] for name, value in batch.items()}
-    for part, whole in zip(task._perturbation(alone), task._perturbation(batch), strict=True):
-        torch.testing.assert_close(part, whole[2:], rtol=0, atol=0)
-    assert not torch.equal(levels[1], levels[3])
+    torch.testing.assert_close(task._noise(alone), noise[2:], rtol=0, atol=0)
+    assert not torch.equal(noise[0], noise[2])
+
+    images = batch["images"].flatten(0, 1)
+    decoded_latents = []
+    task.vae.autoencoder.decoder.register_forward_pre_hook(lambda module, inputs: decoded_latents.append(inputs[0]))
+    with torch.no_grad():
+        latents, logvar, _ = task.network(images, noise)
+        expected = latents if logvar is None else latents + (0.5 * logvar).exp() * noise
+        if (post_quant := getattr(task.vae.autoencoder, "post_quant_conv", None)) is not None:
+            expected = post_quant(expected)
+    torch.testing.assert_close(decoded_latents[0], expected)
 
 
 def test_lpips_is_used_where_its_weights_are(tmp_path, scene, monkeypatch, capsys):
