@@ -82,9 +82,9 @@ def lpips_loss(weight: float, download: bool) -> tuple[nn.Module | None, tuple[s
 def detail_loss(decoded: Tensor, reference: Tensor) -> Tensor:
     """Mean absolute difference of what a 3 x 3 binomial blur removes from two sets of images.
 
-    L1 alone smears fur and leaves, since the mean over the places where a hair could be costs it least. With the
-    original autoencoder's reconstruction as reference, which was learned with a perceptual and an adversarial loss,
-    the decoder keeps the texture that it had; unlike LPIPS, this needs no further weights.
+    L1 alone smears fur and leaves, since the mean over the places where a hair could be costs it least. The original
+    autoencoder's reconstruction as reference slows that down and needs no further weights, but does not prevent it: it
+    is a difference of pixels too, and texture that the latent no longer tells is averaged all the same.
 
     Args:
         decoded: [B, 3, H, W] in [0, 1].
