@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_pairs import write_pairs
-from tiny_runs import assert_same_state, state, write_kl, write_tiny
+from tiny_runs import QUICK, assert_same_state, state, write_kl, write_tiny
 
 from lrf_nerfstudio.errors import UserError
 from lrf_nerfstudio.finetune.loop import FineTuner
@@ -34,19 +34,7 @@ def pairs(vae, tmp_path_factory) -> Path:
 
 
 def config_of(output: Path, vae: str, pairs: Path, **options) -> Stage3Config:
-    defaults = {
-        "crop": 32,
-        "margin": 1,
-        "steps": 6,
-        "batch_size": 2,
-        "save_every": 2,
-        "warmup_steps": 2,
-        "learning_rate": 1e-3,
-        "workers": 0,
-        "tensorboard": False,
-        "device": "cpu",
-    }
-    return Stage3Config(output=output, vae=vae, pairs=pairs, **(defaults | options))
+    return Stage3Config(output=output, vae=vae, pairs=pairs, **(QUICK | {"margin": 1} | options))
 
 
 def tune(config: Stage3Config) -> FineTuner:

@@ -8,6 +8,19 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from lrf_nerfstudio.finetune.loop import CHECKPOINT, FineTuner
 from lrf_nerfstudio.finetune.stage1 import Stage1, Stage1Config
 
+QUICK = {
+    "crop": 32,
+    "steps": 6,
+    "batch_size": 2,
+    "save_every": 2,
+    "warmup_steps": 2,
+    "learning_rate": 1e-3,
+    "workers": 0,
+    "tensorboard": False,
+    "device": "cpu",
+}
+"""Options of any stage for a run that takes a second, reads in the same process and logs nothing."""
+
 
 def write_tiny(folder: Path) -> str:
     """An AutoencoderTiny with 3 latent channels and factor 4, in its folder."""
@@ -37,19 +50,7 @@ def write_kl(folder: Path) -> str:
 
 def tiny_config(output: Path, vae: str, **options) -> Stage1Config:
     """A configuration that reads photographs in the same process and logs nothing."""
-    defaults = {
-        "crop": 32,
-        "max_reduction": 1.5,
-        "steps": 6,
-        "batch_size": 2,
-        "save_every": 2,
-        "warmup_steps": 2,
-        "learning_rate": 1e-3,
-        "workers": 0,
-        "tensorboard": False,
-        "device": "cpu",
-    }
-    return Stage1Config(output=output, vae=vae, **(defaults | options))
+    return Stage1Config(output=output, vae=vae, **(QUICK | {"max_reduction": 1.5} | options))
 
 
 def tune(config: Stage1Config, scenes) -> FineTuner:
