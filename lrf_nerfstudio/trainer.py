@@ -1,7 +1,9 @@
 """nerfstudio's trainer with checkpoints that survive a kill, load without unpickling, and resume exactly."""
 
+import math
 import os
 import pickle
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from lrf_nerfstudio.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.optimizers import RunLengthDecayConfig
+
+PICTURE_SECONDS = 0.5, 30.0
+"""The viewer renews its picture of a field in training no sooner and no later than after so many seconds."""
 
 
 @dataclass
@@ -36,6 +41,7 @@ class LatentTrainer(Trainer):
             CONSOLE.log("No CUDA device: training on the CPU.")
             config.machine.device_type = "cpu"
         super().__init__(config, local_rank, world_size)
+        self._picture_step, self._picture_time = 0, -math.inf  # of the viewer's last picture
 
     @exit_on_user_error()
     def setup(self, test_mode: Any = "val") -> None:
@@ -74,6 +80,23 @@ class LatentTrainer(Trainer):
             return super().train_iteration(step)
         finally:
             torch.set_num_threads(threads)
+
+    def _update_viewer_state(self, step: int) -> None:
+        """Have the viewer renew its picture when nerfstudio holds it to be worth the time, within `PICTURE_SECONDS`.
+
+        nerfstudio goes by the mean speed of the last renders, to which the first one, small previews and the wait for
+        the training step belong. On a slow machine it is so low that a picture would stay for minutes. On a fast GPU
+        it is so high that the viewer, which leaves the preview after 0.2 s without a new picture, would never leave it.
+        """
+        viewer = self.viewer_state
+        if viewer is None:
+            return
+        age = time.monotonic() - self._picture_time
+        soonest, latest = PICTURE_SECONDS
+        viewer.last_step = math.inf if age < soonest else -math.inf if age > latest else self._picture_step
+        super()._update_viewer_state(step)
+        if viewer.last_step == step:
+            self._picture_step, self._picture_time = step, time.monotonic()
 
     def _load_checkpoint(self) -> None:
         path = self.config.load_checkpoint

@@ -1,8 +1,13 @@
-"""The adversarial part of the latent-diffusion autoencoder loss (Rombach et al. 2022, Esser et al. 2021)."""
+"""The adversarial part of an autoencoder's loss (Esser et al. 2021), with two discriminators to choose from."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from lrf_nerfstudio.finetune.perceptual import PretrainedFeatures
 
 
 class PatchDiscriminator(nn.Module):
@@ -30,14 +35,53 @@ class PatchDiscriminator(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.02)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> list[Tensor]:
         """Logits [B, 1, h, w] of patches of images [B, 3, H, W] in [0, 1]; positive: a photograph."""
-        return self.layers(images * 2.0 - 1.0)
+        return [self.layers(images * 2.0 - 1.0)]
 
 
-def discriminator_hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of the discriminator, from its logits of photographs and of decoded images."""
-    return 0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean())
+class ProjectedDiscriminator(nn.Module):
+    """Says of the features that a frozen, pretrained network sees whether they are those of a photograph.
+
+    After "Projected GANs Converge Faster" (Sauer et al. 2021): a head for each stage of the network, normalised
+    spectrally, but without their random projections across stages.
+    """
+
+    def __init__(self, features: PretrainedFeatures, width: int = 64) -> None:
+        """`features`, on its device already, is neither trained nor saved with the heads of `width` channels."""
+        super().__init__()
+        self._features = (features,)  # in a tuple, which hides it from nn.Module
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                spectral_norm(nn.Conv2d(channels, width, 3, padding=1)),
+                nn.LeakyReLU(0.2),
+                spectral_norm(nn.Conv2d(width, width, 4, stride=2, padding=1)),
+                nn.GroupNorm(8, width),
+                nn.LeakyReLU(0.2),
+                spectral_norm(nn.Conv2d(width, 1, 3, padding=1)),
+            )
+            for channels in features.channels
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Logits [B, 1, h, w] of each stage for images [B, 3, H, W] in [0, 1]; positive: a photograph."""
+        return [head(feature) for head, feature in zip(self.heads, self._features[0](images), strict=True)]
+
+
+def discriminator_hinge_loss(logits: Sequence[Tensor]) -> Tensor:
+    """Hinge loss of the discriminator, a mean over its outputs.
+
+    Args:
+        logits: of batches whose first half are photographs, whose second half are decoded images.
+    """
+    halves = [output.float().chunk(2) for output in logits]
+    losses = [0.5 * (F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean()) for real, fake in halves]
+    return torch.stack(losses).mean()
+
+
+def generator_loss(logits: Sequence[Tensor]) -> Tensor:
+    """Adversarial loss of the decoder: minus the mean logit of decoded images, a mean over the outputs."""
+    return -torch.stack([output.float().mean() for output in logits]).mean()
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor) -> Tensor:
@@ -45,7 +89,7 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 
     Args:
         reconstruction: scalar loss.
-        adversarial: scalar loss of the generator, `-discriminator(decoded).mean()`.
+        adversarial: scalar loss of the generator, :func:`generator_loss`.
         last_layer: weights of the decoder's last layer, where the gradients are compared.
 
     Returns:

@@ -40,12 +40,15 @@ class PairCrops(Dataset[dict[str, Tensor]]):
 
     A pair of views is drawn, then one of its matches, and around it a square from either photograph, reduced by about
     the same factor. Both crops are recoloured and mirrored alike, so what corresponded still does. A share of the pairs
-    is synthetic: both crops come from one photograph, at different places and scales, and correspond everywhere.
+    is synthetic: both crops come from one photograph, at slightly different places and scales, and correspond
+    everywhere.
 
     Photographs are read when they are needed; the latest ones stay in memory, up to `images_in_memory`.
 
     An item has `images` [2, crop, crop, 3] in [0, 1], `points` [2, P, 2] in pixels of the crops (x, y; the first
-    pixel's centre at 0.5), `valid` [P] true for the points that exist, `weight`, lambda_ij, and `index`, n.
+    pixel's centre at 0.5), `valid` [P] true for the points that exist, `to_other` [2, 3], `weight`, lambda_ij, and
+    `index`, n. For synthetic pairs, `to_other[0] * p + to_other[1:]` is where the point p of either crop lies in the
+    other one, in pixels; for pairs of two views it is NaN.
     """
 
     def __init__(
@@ -98,22 +101,26 @@ class PairCrops(Dataset[dict[str, Tensor]]):
             view = correspondences.scene.views[pair.i if rng.random() < 0.5 else pair.j]
             views, weight = (view, view), 1.0
             regions, points = self._synthetic(view, rng)
+            to_other = np.stack([_placement(a, b, self.crop) for a, b in (regions, regions[::-1])])
         else:
             views = correspondences.scene.views[pair.i], correspondences.scene.views[pair.j]
             weight = float(correspondences.weights[pair_number])
             regions, points = self._matched(views, pair.points_i, pair.points_j, rng)
+            to_other = np.full((2, 3), np.nan, np.float32)
 
         recolor = random_recoloring(rng)
         crops = [recolor(self._cut(view, region)) for view, region in zip(views, regions, strict=True)]
         if rng.random() < 0.5:
             crops = [crop[:, ::-1] for crop in crops]
             points = points * np.array([-1, 1], np.float32) + np.array([self.crop, 0], np.float32)
+            to_other[:, 1] = self.crop * (1 - to_other[:, 0]) - to_other[:, 1]
         padded = np.zeros((2, self.max_points, 2), np.float32)
         padded[:, : points.shape[1]] = points
         return {
             "images": torch.from_numpy(np.stack(crops)),
             "points": torch.from_numpy(padded),
             "valid": torch.arange(self.max_points) < points.shape[1],
+            "to_other": torch.from_numpy(to_other),
             "weight": torch.tensor(weight),
             "index": torch.tensor(index),
         }
@@ -145,7 +152,7 @@ class PairCrops(Dataset[dict[str, Tensor]]):
         point = rng.uniform((0, 0), (view.width, view.height))
         reduction = self.max_reduction ** rng.random()
         regions = [
-            self._region(view, point, rng.uniform(0.3, 0.7, 2), reduction * scale) for scale in _scale_difference(rng)
+            self._region(view, point, rng.uniform(0.4, 0.6, 2), reduction * scale) for scale in _scale_difference(rng)
         ]
         first = rng.uniform(self.margin, self.crop - self.margin, (self.max_points, 2))
         second = regions[1].to_crop(regions[0].to_photograph(first, self.crop), self.crop)
@@ -167,6 +174,12 @@ class PairCrops(Dataset[dict[str, Tensor]]):
         image = self._read(view.path)
         square = image[region.top : region.top + region.side, region.left : region.left + region.side]
         return cv2.resize(square, (self.crop, self.crop), interpolation=cv2.INTER_AREA).astype(np.float32) / 255.0
+
+
+def _placement(region: Region, other: Region, crop: int) -> NDArray[np.float32]:
+    """Factor and offset [3] that take pixels of one region's crop to those of another region's."""
+    offset = other.to_crop(region.to_photograph(np.zeros(2), crop), crop)
+    return np.array([region.side / other.side, *offset], np.float32)
 
 
 def _scale_difference(rng: np.random.Generator) -> NDArray[np.float64]:

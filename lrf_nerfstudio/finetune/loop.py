@@ -19,7 +19,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from lrf_nerfstudio.errors import UserError
 from lrf_nerfstudio.files import replacing
-from lrf_nerfstudio.finetune.adversarial import PatchDiscriminator, adaptive_weight, discriminator_hinge_loss
+from lrf_nerfstudio.finetune.adversarial import (
+    PatchDiscriminator,
+    ProjectedDiscriminator,
+    adaptive_weight,
+    discriminator_hinge_loss,
+    generator_loss,
+)
+from lrf_nerfstudio.finetune.perceptual import PretrainedFeatures
 from lrf_nerfstudio.vae import VAE
 
 if TYPE_CHECKING:
@@ -71,12 +78,21 @@ class FineTuneConfig:
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the computation; weights and losses stay float32. bf16 halves the time of a step on processors and
     GPUs that have it."""
+    feature_weight: float = 0.0
+    """Weight of the distance of features of a network trained on ImageNet, a perceptual loss without a download."""
+    lpips_weight: float = 0.0
+    """Weight of LPIPS (VGG), where its weights are in PyTorch's cache or may be downloaded."""
+    download_lpips: bool = False
+    """Download the weights of LPIPS's VGG where they are missing (530 MB)."""
     gan_weight: float = 0.0
-    """Weight of the adversarial loss of latent diffusion, relative to the reconstruction loss's gradient; 0 leaves it
-    out. Latent diffusion takes 0.5."""
-    gan_start: int = 500
+    """Weight of the adversarial loss, relative to the gradient of the reconstruction loss; 0 leaves it out. Latent
+    diffusion takes 0.5."""
+    discriminator: Literal["projected", "patch"] = "projected"
+    """The discriminator judges features of a network trained on ImageNet (Projected GAN), which takes it a hundred
+    steps to learn, or pixels (PatchGAN, as latent diffusion), which takes tens of thousands."""
+    gan_start: int = 50
     """Step from which the decoder hears the discriminator, which learns from step 0."""
-    gan_learning_rate: float = 3e-4
+    gan_learning_rate: float = 4e-4
     """Learning rate of the discriminator."""
     seed: int = 0
     """Seed of the data's order and of everything random; sample n is the same at every run."""
@@ -196,7 +212,11 @@ class FineTuner:
 
         self.discriminator: nn.Module | None = None
         if config.gan_weight > 0:
-            self._plain_discriminator = PatchDiscriminator()
+            self._plain_discriminator = (
+                PatchDiscriminator()
+                if config.discriminator == "patch"
+                else ProjectedDiscriminator(PretrainedFeatures().to(self.accelerator.device))
+            )
             discriminator_optimizer = torch.optim.AdamW(
                 self._plain_discriminator.parameters(),
                 lr=config.gan_learning_rate,
@@ -264,7 +284,7 @@ class FineTuner:
         """The weighted adversarial loss of the decoder."""
         self._plain_discriminator.requires_grad_(False)
         with self.accelerator.autocast():
-            adversarial = -self._plain_discriminator(losses.decoded.permute(0, 3, 1, 2)).float().mean()
+            adversarial = generator_loss(self._plain_discriminator(losses.decoded.permute(0, 3, 1, 2)))
         self._plain_discriminator.requires_grad_(True)
         reconstruction = sum(
             (losses.weights[name] * losses.terms[name] for name in self.task.reconstruction_terms), torch.zeros(())
@@ -275,8 +295,9 @@ class FineTuner:
     def _train_discriminator(self, losses: Losses) -> float:
         images = torch.cat([losses.images, losses.decoded.detach()]).permute(0, 3, 1, 2)
         assert self.discriminator is not None
-        real, fake = self.discriminator(images).float().chunk(2)
-        loss = discriminator_hinge_loss(real, fake)
+        with self.accelerator.autocast():
+            logits = self.discriminator(images)
+        loss = discriminator_hinge_loss(logits)
         value = self._mean_over_processes({"discriminator": loss})
         self._check_finite(value)
         self.accelerator.backward(loss)

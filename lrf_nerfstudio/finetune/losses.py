@@ -1,14 +1,11 @@
-"""The losses of fine-tuning: agreement of corresponding points, nearness to the original latent space, likeness.
+"""The losses of fine-tuning: agreement of corresponding points, nearness to the original latent space.
 
 Latents are compared in units of their own standard deviation, per channel: shrinking all latents would otherwise be the
 easiest way to make corresponding ones agree.
 """
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from lrf_nerfstudio.lpips import load_lpips
+from torch import Tensor
 
 
 def channel_deviation(latents: Tensor) -> Tensor:
@@ -63,39 +60,3 @@ def deviation_loss(deviation: Tensor, original: Tensor) -> Tensor:
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL divergence of the posterior N(mean, exp(logvar)) from N(0, 1), both [B, C, h, w]: summed, averaged over B."""
     return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).sum(dim=(1, 2, 3)).mean()
-
-
-def lpips_loss(weight: float, download: bool) -> tuple[nn.Module | None, tuple[str, ...]]:
-    """LPIPS (VGG) as a loss of a weight, and what the user should know of it.
-
-    Returns:
-        What :func:`load_lpips` gives, None where the weight is 0 or the network's weights are not there; notices.
-    """
-    if weight == 0:
-        return None, ()
-    try:
-        return load_lpips("vgg", download), ()
-    except (OSError, ImportError) as error:
-        return None, (f"LPIPS is left out: {error}; --download-lpips fetches it.",)
-
-
-def detail_loss(decoded: Tensor, reference: Tensor) -> Tensor:
-    """Mean absolute difference of what a 3 x 3 binomial blur removes from two sets of images.
-
-    L1 alone smears fur and leaves, since the mean over the places where a hair could be costs it least. The original
-    autoencoder's reconstruction as reference slows that down and needs no further weights, but does not prevent it: it
-    is a difference of pixels too, and texture that the latent no longer tells is averaged all the same.
-
-    Args:
-        decoded: [B, 3, H, W] in [0, 1].
-        reference: [B, 3, H, W] in [0, 1], what the original autoencoder makes of the same images.
-    """
-    difference = decoded - reference
-    return (difference - blur(difference)).abs().mean()
-
-
-def blur(x: Tensor) -> Tensor:
-    """Blurs [B, ch, H, W] with the 3 x 3 binomial filter; edges continue."""
-    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    rows = 0.25 * (padded[..., :-2, :] + padded[..., 2:, :]) + 0.5 * padded[..., 1:-1, :]
-    return 0.25 * (rows[..., :-2] + rows[..., 2:]) + 0.5 * rows[..., 1:-1]

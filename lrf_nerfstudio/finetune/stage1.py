@@ -10,6 +10,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.progress import track
@@ -23,12 +24,11 @@ from lrf_nerfstudio.finetune.loop import FineTuneConfig, Losses, Task
 from lrf_nerfstudio.finetune.losses import (
     channel_deviation,
     correspondence_loss,
-    detail_loss,
     deviation_loss,
     kl_divergence,
-    lpips_loss,
     regularization_loss,
 )
+from lrf_nerfstudio.finetune.perceptual import PerceptualLosses
 from lrf_nerfstudio.vae import VAE, VAEConfig, sample_latents
 
 
@@ -45,22 +45,19 @@ class Stage1Config(FineTuneConfig):
     """Where correspondences come from."""
     images_in_memory: int = 256
     """Photographs that each of the processes that read them keeps decoded."""
+    tune: Literal["both", "decoder"] = "both"
+    """What is tuned: encoder and decoder; or, in a second run, the decoder alone, with --feature-weight and
+    --gan-weight. Texture is then decoded for what latents no longer tell, and no loss on it makes them disagree."""
     crop: int = 128
     """Side of a crop in pixels, a multiple of the autoencoder's spatial factor. A sample is two crops, of two views."""
     max_reduction: float = 3.0
     """Regions up to so many times larger than a crop are reduced to it, so that coarse and fine detail are seen."""
     synthetic_share: float = 0.25
-    """Share of the samples whose two crops come from one photograph at different places and scales: there,
-    correspondences are exact and everywhere."""
+    """Share of the samples whose two crops come from one photograph at different places and scales. There,
+    correspondences are exact and everywhere, and either crop is decoded from the latents of the other, resampled, as a
+    radiance field would render them. Latents learn to survive that, and the decoder learns to decode what is left."""
     reconstruction_weight: float = 1.0
     """Weight of the L1 loss between photographs (in [0, 1]) and decoded images."""
-    lpips_weight: float = 1.0
-    """Weight of LPIPS (VGG), where its weights are in PyTorch's cache or may be downloaded."""
-    download_lpips: bool = False
-    """Download the weights of LPIPS's VGG where they are missing (530 MB)."""
-    detail_weight: float = 3.0
-    """Weight of the loss on fine detail, which the original autoencoder reproduces and L1 alone smears. It is taken of
-    the first view of each pair, which halves its cost."""
     kl_weight: float = 1e-6
     """Weight of the KL divergence of the posterior, for autoencoders that have one."""
     correspondence_weight: float = 0.15
@@ -76,15 +73,16 @@ class EncodeDecode(nn.Module):
 
     def __init__(self, vae: VAE) -> None:
         super().__init__()
-        self.autoencoder = vae.autoencoder
+        self.autoencoder, self.factor = vae.autoencoder, vae.spatial_factor
 
-    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Encodes and decodes.
+    def forward(self, images: Tensor, noise: Tensor, to_other: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Encodes and decodes; what the other crop of a pair shows as well is decoded from the other crop's latents.
 
         Args:
             images: [N, H, W, 3] in [0, 1], sides multiples of the spatial factor.
             noise: [N, C, h, w] standard normal, by which the posterior is sampled before it is decoded. Autoencoders
                 without a posterior take no notice of it.
+            to_other: [N, 3], of :class:`PairCrops`; image 2 n + 1 is the other one of image 2 n.
 
         Returns:
             The latent (posterior mode) [N, C, h, w]; the posterior's log variance of the same shape, or None; the
@@ -97,7 +95,21 @@ class EncodeDecode(nn.Module):
             z = latents + (0.5 * logvar).exp() * noise
         else:
             latents, logvar, z = output.latents, None, output.latents
+        z = self._exchanged(z.float(), to_other).to(z)
         return latents, logvar, self.autoencoder.decode(z).sample.permute(0, 2, 3, 1) * 0.5 + 0.5
+
+    def _exchanged(self, z: Tensor, to_other: Tensor) -> Tensor:
+        """Latents [N, C, h, w] with those cells replaced that the other crop covers, by its own, resampled."""
+        height, width = z.shape[-2:]
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        centers = (torch.stack([columns, rows], dim=-1).flatten(0, 1).to(z) + 0.5) * self.factor  # [h w, 2], (x, y)
+        points = to_other[:, None, :1] * centers + to_other[:, None, 1:]
+        size = torch.tensor([width, height]).to(z) * self.factor
+        # Cells next to the edge of the other crop are left out: the encoder saw less around them.
+        covered = ((points > self.factor) & (points < size - self.factor)).all(dim=-1)  # false where NaN
+        other = z.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        resampled = sample_latents(other, torch.nan_to_num(points), self.factor, "bicubic")
+        return torch.where(covered[..., None], resampled, z.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(z.shape)
 
 
 class Stage1(Task):
@@ -105,7 +117,6 @@ class Stage1(Task):
 
     Attributes:
         original: the autoencoder as it was, frozen; its encoder says where latents come from.
-        lpips: None where it has no weight or its weights are not there.
     """
 
     def __init__(self, config: Stage1Config, scenes: Sequence[SceneCorrespondences]) -> None:
@@ -121,14 +132,17 @@ class Stage1(Task):
         self.config = config
         self.original = VAEConfig(config.vae).setup()
         self.vae = copy.deepcopy(self.original).requires_grad_(True)
+        if config.tune == "decoder":
+            self.vae.require_grad_of_decoder()
         factor = self.vae.spatial_factor
         if config.crop % factor or config.crop < 4 * factor:
             raise UserError(
                 f"--crop {config.crop} is no multiple of {factor}, the factor of {config.vae}, or too small."
             )
         self.network = EncodeDecode(self.vae)
-        self.lpips, self.notices = lpips_loss(config.lpips_weight, config.download_lpips)
-        self.reconstruction_terms = ("l1",) if self.lpips is None else ("l1", "lpips")
+        self.perceptual = PerceptualLosses(config.feature_weight, config.lpips_weight, config.download_lpips)
+        self.notices = self.perceptual.notices
+        self.reconstruction_terms = ("l1", *self.perceptual.weights)
         self.dataset = PairCrops(
             scenes,
             crop=config.crop,
@@ -140,8 +154,7 @@ class Stage1(Task):
         )
         self.weights = {
             "l1": config.reconstruction_weight,
-            "lpips": config.lpips_weight,
-            "detail": config.detail_weight,
+            **self.perceptual.weights,
             "kl": config.kl_weight,
             "correspondence": config.correspondence_weight,
             "regularization": config.regularization_weight,
@@ -149,20 +162,28 @@ class Stage1(Task):
         }
 
     def to(self, device: torch.device) -> None:
-        """Moves the original autoencoder and LPIPS to a device."""
+        """Moves the original autoencoder and the networks of the perceptual losses to a device."""
         self.original.to(device)
-        if self.lpips is not None:
-            self.lpips.to(device)
+        self.perceptual.to(device)
 
     def losses(self, network: nn.Module, batch: dict[str, Tensor]) -> Losses:
         """The terms of L_stageI for items of :class:`PairCrops`; those of weight 0 are not computed."""
         images = batch["images"].flatten(0, 1)  # [2 B, crop, crop, 3], the views of a pair one after the other
-        latents, logvar, decoded = network(images, self._noise(batch))
-        latents, decoded = latents.float(), decoded.float()
+        latents, logvar, decoded = network(images, self._noise(batch), batch["to_other"].flatten(0, 1))
+        decoded = decoded.float()
+        terms = {"l1": (decoded - images).abs().mean(), **self.perceptual(decoded, images)}
+        if self.config.tune == "both":
+            terms |= self._latent_losses(latents.float(), None if logvar is None else logvar.float(), images, batch)
+        return Losses(terms, self.weights, images, decoded)
+
+    def _latent_losses(
+        self, latents: Tensor, logvar: Tensor | None, images: Tensor, batch: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The terms that only the encoder can lower."""
+        terms = {}
         deviation = channel_deviation(latents)
         with torch.no_grad():
             original = self.original.encode(images)
-        terms = {"l1": (decoded - images).abs().mean()}
         if self.weights["correspondence"] > 0:
             points = sample_latents(latents, batch["points"].flatten(0, 1), self.vae.spatial_factor)
             points_i, points_j = points[::2], points[1::2]
@@ -173,16 +194,9 @@ class Stage1(Task):
             terms["regularization"] = regularization_loss(latents, original)
         if self.weights["deviation"] > 0:
             terms["deviation"] = deviation_loss(deviation, channel_deviation(original))
-        if self.weights["detail"] > 0:
-            with torch.no_grad():
-                reference = self.original.decode(original[::2], *images.shape[1:3])
-            terms["detail"] = detail_loss(decoded[::2].permute(0, 3, 1, 2), reference.permute(0, 3, 1, 2))
         if logvar is not None and self.weights["kl"] > 0:
-            terms["kl"] = kl_divergence(latents, logvar.float())
-        if self.lpips is not None:
-            pictures = decoded.permute(0, 3, 1, 2), images.permute(0, 3, 1, 2)
-            terms["lpips"] = self.lpips(*pictures, normalize=True).float().mean()
-        return Losses(terms, self.weights, images[::2], decoded[::2])
+            terms["kl"] = kl_divergence(latents, logvar)
+        return terms
 
     def _noise(self, batch: dict[str, Tensor]) -> Tensor:
         """[2 B, C, h, w] standard normal, decided by the items' numbers alone: a resumed run draws the same."""
@@ -197,7 +211,7 @@ class Stage1(Task):
         return torch.cat(noise).to(batch["images"].device)
 
     def pictures(self, batch: dict[str, Tensor], losses: Losses) -> Tensor:
-        """Up to eight first views: the photograph, and below it what is decoded."""
+        """Up to eight crops: the photograph, and below it what is decoded."""
         rows = torch.cat([losses.images[:8], losses.decoded[:8].detach()])
         return make_grid(rows.permute(0, 3, 1, 2), nrow=len(rows) // 2)
 

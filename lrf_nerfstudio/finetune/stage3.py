@@ -7,7 +7,6 @@ cameras they were fitted to (train) and at held-out ones (novel). The encoder st
 the latent space: fields that were fitted before decode with the tuned decoder.
 """
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,8 @@ from torchvision.utils import make_grid
 from lrf_nerfstudio.errors import UserError
 from lrf_nerfstudio.finetune.latent_crops import LatentCrops, cut
 from lrf_nerfstudio.finetune.loop import FineTuneConfig, Losses, Task
-from lrf_nerfstudio.finetune.losses import detail_loss, lpips_loss
 from lrf_nerfstudio.finetune.pairs import read_pairs
+from lrf_nerfstudio.finetune.perceptual import PerceptualLosses
 from lrf_nerfstudio.vae import VAE, VAEConfig
 
 KIND_WEIGHT = 0.5
@@ -39,13 +38,6 @@ class Stage3Config(FineTuneConfig):
     """Side in pixels of what is compared in a sample, a multiple of the autoencoder's spatial factor."""
     margin: int = 2
     """Cells around a crop that are decoded and not compared: near its edge, the decoder sees less than in a picture."""
-    lpips_weight: float = 0.0
-    """Weight of LPIPS (VGG), where its weights are in PyTorch's cache or may be downloaded."""
-    download_lpips: bool = False
-    """Download the weights of LPIPS's VGG where they are missing (530 MB)."""
-    detail_weight: float = 0.0
-    """Weight of the loss on fine detail, which is to be what the untuned autoencoder reproduces of the photograph. L1
-    alone decodes what a field cannot place to its mean, which is smooth."""
 
 
 class Decode(nn.Module):
@@ -62,12 +54,7 @@ class Decode(nn.Module):
 
 
 class Stage3(Task):
-    """The task of stage III: the decoder is tuned on crops of pairs.
-
-    Attributes:
-        original: the autoencoder as it was, frozen; None where no loss needs it.
-        lpips: None where it has no weight or its weights are not there.
-    """
+    """The task of stage III: the decoder is tuned on crops of pairs."""
 
     dataset: LatentCrops
 
@@ -79,9 +66,7 @@ class Stage3(Task):
         """
         self.config = config
         self.vae = VAEConfig(config.vae).setup()
-        self.original = copy.deepcopy(self.vae) if config.detail_weight > 0 else None
-        for name, part in self.vae.autoencoder.named_children():
-            part.requires_grad_(name in ("decoder", "post_quant_conv"))
+        self.vae.require_grad_of_decoder()
         factor = self.vae.spatial_factor
         if config.crop % factor or config.crop < 4 * factor:
             raise UserError(
@@ -92,23 +77,17 @@ class Stage3(Task):
         if config.margin < 0:
             raise UserError(f"--margin {config.margin} is negative.")
         self.network = Decode(self.vae)
-        self.lpips, self.notices = lpips_loss(config.lpips_weight, config.download_lpips)
-        self.reconstruction_terms = ("train", "novel") if self.lpips is None else ("train", "novel", "lpips")
+        self.perceptual = PerceptualLosses(config.feature_weight, config.lpips_weight, config.download_lpips)
+        self.notices = self.perceptual.notices
+        self.reconstruction_terms = ("train", "novel", *self.perceptual.weights)
         self.dataset = LatentCrops(
             read_pairs(config.pairs, self.vae), config.crop // factor, config.margin, config.seed
         )
-        self.weights = {
-            "train": KIND_WEIGHT,
-            "novel": KIND_WEIGHT,
-            "lpips": config.lpips_weight,
-            "detail": config.detail_weight,
-        }
+        self.weights = {"train": KIND_WEIGHT, "novel": KIND_WEIGHT, **self.perceptual.weights}
 
     def to(self, device: torch.device) -> None:
-        """Moves the original autoencoder and LPIPS to a device."""
-        for module in (self.original, self.lpips):
-            if module is not None:
-                module.to(device)
+        """Moves the networks of the perceptual losses to a device."""
+        self.perceptual.to(device)
 
     def losses(self, network: nn.Module, batch: dict[str, Tensor]) -> Losses:
         """The terms of L_stageIII for items of :class:`LatentCrops`.
@@ -124,14 +103,7 @@ class Stage3(Task):
             name: errors[chosen].sum() / pixels[chosen].sum().clamp(min=1)
             for name, chosen in (("train", ~novel), ("novel", novel))
         }
-        pictures, photographs = decoded.permute(0, 3, 1, 2), images.permute(0, 3, 1, 2)
-        if self.original is not None:
-            with torch.no_grad():
-                reference = self.original.decode(self.original.encode(images), *images.shape[1:3])
-                reference = torch.where(counts[..., None], reference, images)
-            terms["detail"] = detail_loss(pictures, reference.permute(0, 3, 1, 2))
-        if self.lpips is not None:
-            terms["lpips"] = self.lpips(pictures, photographs, normalize=True).float().mean()
+        terms |= self.perceptual(decoded, images)
         return Losses(terms, self.weights, images, decoded)
 
     def pictures(self, batch: dict[str, Tensor], losses: Losses) -> Tensor:

@@ -145,6 +145,11 @@ class VAE(nn.Module):
         finally:
             shutil.rmtree(temporary)
 
+    def require_grad_of_decoder(self) -> None:
+        """Makes the decoder trainable, and what is applied to latents before it; freezes the encoder."""
+        for name, part in self.autoencoder.named_children():
+            part.requires_grad_(name in ("decoder", "post_quant_conv"))
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

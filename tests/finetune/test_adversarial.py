@@ -1,12 +1,31 @@
 import pytest
 import torch
 
-from lrf_nerfstudio.finetune.adversarial import PatchDiscriminator, adaptive_weight, discriminator_hinge_loss
+from lrf_nerfstudio.finetune.adversarial import (
+    PatchDiscriminator,
+    ProjectedDiscriminator,
+    adaptive_weight,
+    discriminator_hinge_loss,
+    generator_loss,
+)
+from lrf_nerfstudio.finetune.perceptual import PretrainedFeatures
+
+
+def tiny_patch() -> PatchDiscriminator:
+    return PatchDiscriminator(channels=8)
+
+
+def projected() -> ProjectedDiscriminator:
+    return ProjectedDiscriminator(PretrainedFeatures(), width=16)
 
 
 def test_hinge_loss_by_hand():
     # Photographs: relu(1 - 2) = 0 and relu(1 - 0) = 1, mean 0.5. Decoded: relu(1 - 3) = 0, relu(1 + 1) = 2, mean 1.
-    assert discriminator_hinge_loss(torch.tensor([2.0, 0.0]), torch.tensor([-3.0, 1.0])).item() == 0.75
+    one = torch.tensor([2.0, 0.0, -3.0, 1.0])
+    assert discriminator_hinge_loss([one]).item() == 0.75
+    # A second output that is right everywhere, whatever its size: the mean of both.
+    assert discriminator_hinge_loss([one, torch.tensor([[5.0] * 9, [-5.0] * 9])]).item() == 0.375
+    assert generator_loss([one, torch.tensor([[4.0] * 9])]).item() == 2.0 * -1
 
 
 def test_adversarial_gradient_gets_the_size_of_the_reconstruction_gradient():
@@ -22,7 +41,7 @@ def test_adversarial_gradient_gets_the_size_of_the_reconstruction_gradient():
 def test_logits_are_of_patches_of_70_pixels():
     discriminator = PatchDiscriminator(channels=8).requires_grad_(False)
     images = torch.rand(1, 3, 128, 128, requires_grad=True)
-    logits = discriminator(images)
+    (logits,) = discriminator(images)
     assert logits.shape == (1, 1, 14, 14)  # 128 / 8 - 2
     blocks = [layer for layer in discriminator.layers if not isinstance(layer, torch.nn.GroupNorm)]
     (gradient,) = torch.autograd.grad(torch.nn.Sequential(*blocks)(images)[0, 0, 7, 7], images)
@@ -30,21 +49,34 @@ def test_logits_are_of_patches_of_70_pixels():
     assert rows.max() - rows.min() + 1 == 70  # the receptive field of pix2pix's discriminator
 
 
-def test_pictures_of_a_batch_are_judged_alone():
-    discriminator = PatchDiscriminator(channels=8)
+@pytest.mark.parametrize("make", [tiny_patch, projected])
+def test_pictures_of_a_batch_are_judged_alone(make):
+    discriminator = make().eval()
     images = torch.rand(3, 3, 64, 64)
-    torch.testing.assert_close(discriminator(images)[1:2], discriminator(images[1:2]))
+    for together, alone in zip(discriminator(images), discriminator(images[1:2]), strict=True):
+        torch.testing.assert_close(together[1:2], alone, rtol=1e-3, atol=1e-3)
 
 
-def test_it_learns_to_tell_photographs_from_grey():
+def test_the_pretrained_network_is_neither_trained_nor_saved():
+    discriminator = projected()
+    assert {name.split(".")[0] for name in discriminator.state_dict()} == {"heads"}
+    features = discriminator._features[0]
+    assert [logits.shape for logits in discriminator(torch.rand(2, 3, 64, 64))] == [
+        (2, 1, side, side) for side in (16, 8, 4, 2)
+    ]
+    assert not any(parameter.requires_grad for parameter in features.parameters())
+
+
+@pytest.mark.parametrize("make", [tiny_patch, projected])
+def test_it_learns_to_tell_photographs_from_grey(make):
     torch.manual_seed(0)
-    discriminator = PatchDiscriminator(channels=8)
+    discriminator = make()
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3)
     photographs, grey = torch.rand(2, 3, 64, 64), torch.full((2, 3, 64, 64), 0.5)
     for _ in range(20):
-        loss = discriminator_hinge_loss(discriminator(photographs), discriminator(grey))
+        loss = discriminator_hinge_loss(discriminator(torch.cat([photographs, grey])))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.1
-    assert discriminator(photographs).min() > 0 > discriminator(grey).max()
+    assert loss.item() < 0.2
+    assert -generator_loss(discriminator(photographs)) > 0.5 > -0.5 > -generator_loss(discriminator(grey))

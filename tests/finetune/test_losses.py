@@ -2,10 +2,8 @@ import pytest
 import torch
 
 from lrf_nerfstudio.finetune.losses import (
-    blur,
     channel_deviation,
     correspondence_loss,
-    detail_loss,
     deviation_loss,
     kl_divergence,
     regularization_loss,
@@ -71,18 +69,3 @@ def test_kl_is_that_of_two_normal_distributions():
     prior = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
     expected = torch.distributions.kl_divergence(posterior, prior).sum(dim=(1, 2, 3)).mean()
     torch.testing.assert_close(kl_divergence(mean, logvar), expected)
-
-
-def test_detail_loss_by_hand():
-    # A lone pixel of height 1: the binomial filter leaves 1/4 of it there, 1/8 and 1/16 around; |1 - 1/4| + 3/4 = 1.5.
-    image = torch.zeros(1, 1, 9, 9)
-    image[..., 4, 4] = 1.0
-    assert detail_loss(image, torch.zeros_like(image)).item() == pytest.approx(1.5 / 81)
-    assert detail_loss(image + 0.3, image).item() == pytest.approx(0.0, abs=1e-7)  # a change of brightness is no detail
-
-
-def test_blur_is_binomial_and_keeps_what_is_flat():
-    image = torch.zeros(1, 1, 5, 5)
-    image[..., 2, 2] = 16.0
-    torch.testing.assert_close(blur(image)[0, 0, 1:4, 1:4], torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]))
-    torch.testing.assert_close(blur(torch.ones(1, 2, 4, 6)), torch.ones(1, 2, 4, 6))

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from shifted_views import shifted_views
+import torch.nn.functional as F
+from shifted_views import coordinate_picture, shifted_views
 from tiny_runs import assert_same_state, state, tiny_config, tune, write_kl, write_tiny
 
 from lrf_nerfstudio.correspondence import SceneCorrespondences
 from lrf_nerfstudio.errors import UserError
 from lrf_nerfstudio.evaluation.latents import measure_scene
 from lrf_nerfstudio.finetune.crops import PairCrops
-from lrf_nerfstudio.finetune.stage1 import Stage1
+from lrf_nerfstudio.finetune.stage1 import EncodeDecode, Stage1
 from lrf_nerfstudio.vae import VAEConfig
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -37,7 +38,7 @@ def batch_of(task: Stage1, size: int = 2) -> dict[str, torch.Tensor]:
 
 
 def test_tuning_makes_corresponding_latents_agree_without_shrinking_them(tmp_path, scene, vae):
-    weights = {"correspondence_weight": 1.0, "deviation_weight": 5.0}
+    weights = {"correspondence_weight": 2.0, "deviation_weight": 5.0}
     config = tiny_config(tmp_path / "run", vae, steps=200, save_every=200, learning_rate=2e-3, **weights)
     tune(config, [scene])
     vaes = {"before": VAEConfig(vae).setup(), "after": VAEConfig(str(config.output)).setup()}
@@ -48,20 +49,20 @@ def test_tuning_makes_corresponding_latents_agree_without_shrinking_them(tmp_pat
 
 
 def test_terms_of_the_loss(tmp_path, scene, vae):
-    task = Stage1(tiny_config(tmp_path / "run", vae), [scene])
+    task = Stage1(tiny_config(tmp_path / "run", vae, synthetic_share=0.0), [scene])
     batch = batch_of(task)
     losses = task.losses(task.network, batch)
-    expected = {"l1", "detail", "correspondence", "regularization", "deviation"}
+    expected = {"l1", "correspondence", "regularization", "deviation"}
     is_kl = "AutoencoderKL" in Path(vae, "config.json").read_text()
     assert set(losses.terms) == (expected | {"kl"} if is_kl else expected)
     assert losses.terms["regularization"] < 1e-5 and losses.terms["deviation"] < 1e-5  # nothing is tuned yet
     weighted = sum(task.weights[name] * value.item() for name, value in losses.terms.items())
     assert losses.total.item() == pytest.approx(weighted, rel=1e-5)
-    torch.testing.assert_close(losses.images, batch["images"][:, 0])
+    torch.testing.assert_close(losses.images, batch["images"].flatten(0, 1))
     if not is_kl:  # nothing is drawn then: the decoded pictures are those of the interface
         images = batch["images"].flatten(0, 1)
         decoded = task.original.decode(task.original.encode(images), 32, 32, clamp=False)
-        torch.testing.assert_close(losses.decoded, decoded[::2])
+        torch.testing.assert_close(losses.decoded, decoded)
         torch.testing.assert_close(losses.terms["l1"], (decoded - images).abs().mean())
 
 
@@ -95,33 +96,56 @@ def test_the_posterior_is_sampled_by_noise_that_depends_on_the_samples_alone(tmp
     decoded_latents = []
     task.vae.autoencoder.decoder.register_forward_pre_hook(lambda module, inputs: decoded_latents.append(inputs[0]))
     with torch.no_grad():
-        latents, logvar, _ = task.network(images, noise)
+        latents, logvar, _ = task.network(images, noise, torch.full((4, 3), torch.nan))
         expected = latents if logvar is None else latents + (0.5 * logvar).exp() * noise
         if (post_quant := getattr(task.vae.autoencoder, "post_quant_conv", None)) is not None:
             expected = post_quant(expected)
     torch.testing.assert_close(decoded_latents[0], expected)
 
 
-def test_lpips_is_used_where_its_weights_are(tmp_path, scene, monkeypatch, capsys):
-    from torchvision.models import vgg16
-
-    vae = write_tiny(tmp_path / "vae")
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    tuner = tune(tiny_config(tmp_path / "without", vae, steps=2), [scene])
-    assert tuner.task.reconstruction_terms == ("l1",)
-    assert capsys.readouterr().out.count("LPIPS is left out") == 1
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.manual_seed(0)
-    torch.save(vgg16(weights=None).state_dict(), folder / "vgg16-397923af.pth")
-    task = Stage1(tiny_config(tmp_path / "run", vae), [scene])
-    assert task.reconstruction_terms == ("l1", "lpips")
+def test_perceptual_losses_reach_all_weights(tmp_path, scene):
+    task = Stage1(tiny_config(tmp_path / "run", write_tiny(tmp_path / "vae"), feature_weight=0.1), [scene])
+    assert task.reconstruction_terms == ("l1", "features")
     losses = task.losses(task.network, batch_of(task))
-    losses.terms["lpips"].backward()
-    assert losses.terms["lpips"].item() > 0
+    losses.terms["features"].backward()
     gradients = [parameter.grad for parameter in task.vae.parameters()]
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
-    assert Stage1(tiny_config(tmp_path / "run", vae, lpips_weight=0.0), [scene]).lpips is None
+
+
+def test_what_is_left_out_is_said_once(tmp_path, scene, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    tune(tiny_config(tmp_path / "run", write_tiny(tmp_path / "vae"), steps=2, lpips_weight=1.0), [scene])
+    assert capsys.readouterr().out.count("LPIPS is left out") == 1
+
+
+def test_the_crops_of_a_synthetic_pair_are_decoded_from_each_others_latents(tmp_path, monkeypatch):
+    """Latents that say where in the scene they are stay as they are when the other crop's take their places."""
+    monkeypatch.setattr("lrf_nerfstudio.finetune.crops.random_recoloring", lambda rng: lambda pixels: pixels)
+    coordinates = shifted_views(tmp_path, picture=coordinate_picture)
+    factor, shares = 4, []
+    network = EncodeDecode(VAEConfig(write_tiny(tmp_path / "vae")).setup())
+    assert network.factor == factor
+    dataset = PairCrops([coordinates], crop=48, margin=4, max_reduction=2.0, synthetic_share=0.5)
+    for index in range(20):
+        item = dataset[index]
+        latents = F.avg_pool2d(item["images"].permute(0, 3, 1, 2), factor) * 255
+        exchanged = network._exchanged(latents, item["to_other"])
+        torch.testing.assert_close(exchanged[:, :2], latents[:, :2], atol=1.0, rtol=0)
+        marked = network._exchanged(torch.stack([torch.zeros(1, 12, 12), torch.ones(1, 12, 12)]), item["to_other"])
+        if item["to_other"].isfinite().all():
+            shares.append(float(marked[0].mean()))
+        else:
+            assert marked[:, 0].mean(dim=(1, 2)).tolist() == [0, 1]
+    assert len(shares) > 5 and 0.3 < np.mean(shares) < 0.9
+
+
+def test_the_decoder_alone_is_tuned(tmp_path, scene, vae):
+    config = tiny_config(tmp_path / "run", vae, tune="decoder", feature_weight=0.1, gan_weight=0.4, gan_start=2)
+    tuner = tune(config, [scene])
+    assert set(tuner.task.losses(tuner.task.network, batch_of(tuner.task)).terms) == {"l1", "features"}
+    before, after = VAEConfig(vae).setup(), VAEConfig(str(config.output)).setup()
+    assert after.fingerprint == before.fingerprint  # latents that are cached, and fields, stay of use
+    assert after.decoder_fingerprint != before.decoder_fingerprint
 
 
 def test_a_crop_that_does_not_fit_the_autoencoder(tmp_path, scene):

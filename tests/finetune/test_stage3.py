@@ -103,7 +103,7 @@ def test_terms_of_the_loss(tmp_path, vae, pairs):
 
 
 def test_pixels_that_do_not_count_do_not_count(tmp_path, vae, pairs):
-    task = Stage3(config_of(tmp_path / "run", vae, pairs, detail_weight=1.0))
+    task = Stage3(config_of(tmp_path / "run", vae, pairs, feature_weight=1.0))
     batch = batch_of(task)
     changed = dict(batch, image=torch.where(batch["counts"][..., None], batch["image"], 1 - batch["image"]))
     one, other = (task.losses(task.network, b) for b in (batch, changed))
@@ -114,7 +114,7 @@ def test_pixels_that_do_not_count_do_not_count(tmp_path, vae, pairs):
     assert nothing.total == 0
 
 
-def test_detail_and_lpips(tmp_path, vae, pairs, monkeypatch, capsys):
+def test_perceptual_losses(tmp_path, vae, pairs, monkeypatch, capsys):
     from torchvision.models import vgg16
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -124,11 +124,11 @@ def test_detail_and_lpips(tmp_path, vae, pairs, monkeypatch, capsys):
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     torch.save(vgg16(weights=None).state_dict(), folder / "vgg16-397923af.pth")
-    task = Stage3(config_of(tmp_path / "run", vae, pairs, lpips_weight=1.0, detail_weight=2.0))
-    assert task.reconstruction_terms == ("train", "novel", "lpips")
+    task = Stage3(config_of(tmp_path / "run", vae, pairs, lpips_weight=1.0, feature_weight=2.0))
+    assert task.reconstruction_terms == ("train", "novel", "features", "lpips")
     losses = task.losses(task.network, batch_of(task, 2))
-    assert set(losses.terms) == {"train", "novel", "lpips", "detail"}
-    (losses.terms["lpips"] + losses.terms["detail"]).backward()
+    assert set(losses.terms) == {"train", "novel", "lpips", "features"}
+    (losses.terms["lpips"] + losses.terms["features"]).backward()
     for name, parameter in task.vae.autoencoder.named_parameters():
         if name.startswith(("decoder", "post_quant_conv")):
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name

@@ -109,10 +109,14 @@ class ViewerPage:
     def text(self) -> str:
         return self.browser.find_element(By.TAG_NAME, "body").text
 
+    def press(self, label: str) -> None:
+        """Press a button of the control panel, unless the panel offers its opposite instead."""
+        for button in self.browser.find_elements(By.XPATH, f"//button[normalize-space()='{label}']"):
+            button.click()
+
     def hide_cameras(self) -> None:
         """Hide the training cameras, which cover the scene, unless an earlier page of this server has."""
-        for button in self.browser.find_elements(By.XPATH, "//button[normalize-space()='Hide Train Cams']"):
-            button.click()
+        self.press("Hide Train Cams")
 
     def drag(self, *steps: tuple[int, int]) -> None:
         """Press the mouse in the middle of the canvas, move it step by step, let go."""
@@ -127,6 +131,11 @@ class ViewerPage:
 
     def shows_full_resolution(self) -> bool:
         return f"Resolution: {MAX_RES}x" in self.text()
+
+    def shows(self, expected: "ExpectedPicture", tolerance: float) -> bool:
+        """Whether the canvas, whatever its size is now, shows a picture."""
+        picture = self.picture()
+        return middle_rms(picture, expected(*picture.shape[:2])) < tolerance
 
     def open(self, label: str) -> tuple[WebElement, list[WebElement]]:
         """Open a dropdown of the control panel; it and its options."""
