@@ -3,6 +3,7 @@
 import math
 import os
 import pickle
+import threading
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.viewer.viewer import Viewer
 
 from lrf_nerfstudio.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.optimizers import RunLengthDecayConfig
 
-PICTURE_SECONDS = 0.5, 30.0
-"""The viewer renews its picture of a field in training no sooner and no later than after so many seconds."""
+PICTURE_SECONDS = 30.0
+"""The viewer renews its picture of a field in training after so many seconds at the latest."""
 
 
 @dataclass
@@ -26,6 +28,24 @@ class LatentTrainerConfig(TrainerConfig):
     """Configuration of the training run."""
 
     _target: type = field(default_factory=lambda: LatentTrainer)
+
+
+class FairLock:
+    """A lock that the thread which had it last gets only when nobody else waits.
+
+    A `threading.Lock` goes to whoever is first, which on a busy machine is the training thread again and again, while
+    the viewer's thread waits to render.
+    """
+
+    def __init__(self) -> None:
+        self._turnstile, self._lock = threading.Lock(), threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._turnstile:  # held while waiting: who comes back queues up behind
+            self._lock.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
 
 
 class LatentTrainer(Trainer):
@@ -41,6 +61,7 @@ class LatentTrainer(Trainer):
             CONSOLE.log("No CUDA device: training on the CPU.")
             config.machine.device_type = "cpu"
         super().__init__(config, local_rank, world_size)
+        self.train_lock = FairLock()
         self._picture_step, self._picture_time = 0, -math.inf  # of the viewer's last picture
 
     @exit_on_user_error()
@@ -82,18 +103,23 @@ class LatentTrainer(Trainer):
             torch.set_num_threads(threads)
 
     def _update_viewer_state(self, step: int) -> None:
-        """Have the viewer renew its picture when nerfstudio holds it to be worth the time, within `PICTURE_SECONDS`.
+        """Have the viewer renew its picture when nerfstudio holds it to be worth the time, with two exceptions.
 
         nerfstudio goes by the mean speed of the last renders, to which the first one, small previews and the wait for
-        the training step belong. On a slow machine it is so low that a picture would stay for minutes. On a fast GPU
-        it is so high that the viewer, which leaves the preview after 0.2 s without a new picture, would never leave it.
+        the training step belong. On a slow machine it is so low that a picture would stay for minutes: it is renewed
+        after `PICTURE_SECONDS`. On a fast GPU it is so high that a page, which leaves its preview after 0.2 s without a
+        new picture, would never leave it: pages in preview are left alone.
         """
         viewer = self.viewer_state
-        if viewer is None:
-            return
-        age = time.monotonic() - self._picture_time
-        soonest, latest = PICTURE_SECONDS
-        viewer.last_step = math.inf if age < soonest else -math.inf if age > latest else self._picture_step
+        if not isinstance(viewer, Viewer):
+            return super()._update_viewer_state(step)
+        machines = list(viewer.render_statemachines.values())  # a copy: pages come and go
+        if time.monotonic() - self._picture_time > PICTURE_SECONDS:
+            viewer.last_step = -math.inf
+        elif any(machine.state != "high" for machine in machines):
+            viewer.last_step = math.inf
+        else:
+            viewer.last_step = self._picture_step
         super()._update_viewer_state(step)
         if viewer.last_step == step:
             self._picture_step, self._picture_time = step, time.monotonic()

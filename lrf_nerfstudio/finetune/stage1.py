@@ -52,7 +52,7 @@ class Stage1Config(FineTuneConfig):
     """Side of a crop in pixels, a multiple of the autoencoder's spatial factor. A sample is two crops, of two views."""
     max_reduction: float = 3.0
     """Regions up to so many times larger than a crop are reduced to it, so that coarse and fine detail are seen."""
-    synthetic_share: float = 0.25
+    synthetic_share: float = 0.6
     """Share of the samples whose two crops come from one photograph at different places and scales. There,
     correspondences are exact and everywhere, and either crop is decoded from the latents of the other, resampled, as a
     radiance field would render them. Latents learn to survive that, and the decoder learns to decode what is left."""

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +20,11 @@ import numpy as np
 import pytest
 import torch
 from commands import wait_until
+from in_process import make_config
 from nerfstudio.cameras.cameras import CameraType
 from nerfstudio.utils.colormaps import ColormapOptions, apply_colormap
 from nerfstudio.utils.eval_utils import eval_setup
+from nerfstudio.utils.writer import GLOBAL_BUFFER, EventName
 from nerfstudio.viewer.render_state_machine import RenderAction, RenderStateMachine
 from nerfstudio.viewer.utils import CameraState, get_camera
 from PIL import Image
@@ -110,7 +113,7 @@ class ViewerPage:
         return self.browser.find_element(By.TAG_NAME, "body").text
 
     def press(self, label: str) -> None:
-        """Press a button of the control panel, unless the panel offers its opposite instead."""
+        """Press a button of the control panel if it is there."""
         for button in self.browser.find_elements(By.XPATH, f"//button[normalize-space()='{label}']"):
             button.click()
 
@@ -131,11 +134,6 @@ class ViewerPage:
 
     def shows_full_resolution(self) -> bool:
         return f"Resolution: {MAX_RES}x" in self.text()
-
-    def shows(self, expected: "ExpectedPicture", tolerance: float) -> bool:
-        """Whether the canvas, whatever its size is now, shows a picture."""
-        picture = self.picture()
-        return middle_rms(picture, expected(*picture.shape[:2])) < tolerance
 
     def open(self, label: str) -> tuple[WebElement, list[WebElement]]:
         """Open a dropdown of the control panel; it and its options."""
@@ -186,25 +184,37 @@ def middle_rms(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.square(a[inside] - b[inside]).mean()))
 
 
+def follows(page: ViewerPage, compare: Callable[[np.ndarray, dict[str, np.ndarray]], bool], model, position):
+    """A condition: the page's picture compares with the model's outputs for its camera, in the picture's size.
+
+    The size may change by a few pixels while the page lays out its panel.
+    """
+    outputs: dict[str, np.ndarray] = {}
+
+    def condition() -> bool:
+        picture = page.picture()
+        height, width = picture.shape[:2]
+        if not outputs or outputs["rgb"].shape != picture.shape:
+            camera = get_camera(seen_from(position, width / height), int(MAX_RES * height / width), MAX_RES)
+            for name, output in model.get_outputs_for_camera(camera).items():
+                colors = apply_colormap(output, ColormapOptions(normalize=True)).numpy()
+                outputs[name] = cv2.resize(colors, (width, height))
+        return compare(picture, outputs)
+
+    return condition
+
+
 def test_the_browser_shows_the_decoded_scene_and_follows_the_mouse(page, model):
-    height, width = page.picture().shape[:2]
     page.hide_cameras()
 
-    def shows_decoded(position: tuple[float, float, float]) -> Callable[[], bool]:
-        camera = get_camera(seen_from(position, width / height), int(MAX_RES * height / width), MAX_RES)
-        outputs = model.get_outputs_for_camera(camera)
-        rgb, latent_rgb = (cv2.resize(outputs[name].numpy(), (width, height)) for name in ("rgb", "latent_rgb"))
-        assert rgb.std() > 0.1  # something to see
+    def is_decoded(picture: np.ndarray, outputs: dict[str, np.ndarray]) -> bool:
+        assert outputs["rgb"].std() > 0.1  # something to see
+        return middle_rms(picture, outputs["rgb"]) < min(0.01, middle_rms(picture, outputs["latent_rgb"]) / 2)
 
-        def condition() -> bool:
-            picture = page.picture()
-            return middle_rms(picture, rgb) < min(0.01, middle_rms(picture, latent_rgb) / 2)
-
-        return condition
-
-    wait_until(shows_decoded((0.3, 0.3, 0.3)), TIMEOUT, "the decoded scene")
+    wait_until(follows(page, is_decoded, model, (0.3, 0.3, 0.3)), TIMEOUT, "the decoded scene")
     page.drag(*[(0, 20)] * 10)  # which turns the scene until it is seen from straight above
-    wait_until(shows_decoded((1e-6, 1e-6, 0.3 * 3**0.5)), TIMEOUT, "the decoded scene from above")
+    from_above = (1e-6, 1e-6, 0.3 * 3**0.5)
+    wait_until(follows(page, is_decoded, model, from_above), TIMEOUT, "the decoded scene from above")
 
 
 def test_the_control_panel_offers_the_outputs_and_the_preview(page):
@@ -216,15 +226,14 @@ def test_the_control_panel_offers_the_outputs_and_the_preview(page):
 
 
 def test_every_output_can_be_looked_at(page, model):
-    height, width = page.picture().shape[:2]
     page.hide_cameras()
-    camera = get_camera(seen_from((0.3, 0.3, 0.3), width / height), int(MAX_RES * height / width), MAX_RES)
-    outputs = model.get_outputs_for_camera(camera)
     for name in ("latent_rgb", "depth", "accumulation", "rgb"):  # the last is what other pages start with
-        colors = apply_colormap(outputs[name], ColormapOptions(normalize=True)).numpy()
-        expected = cv2.resize(colors, (width, height))
         page.choose("Output type", name)
-        wait_until(lambda: middle_rms(page.picture(), expected) < 0.03, TIMEOUT, f"the picture of {name}")  # noqa: B023
+
+        def is_shown(picture: np.ndarray, outputs: dict[str, np.ndarray]) -> bool:
+            return middle_rms(picture, outputs[name]) < 0.03  # noqa: B023
+
+        wait_until(follows(page, is_shown, model, (0.3, 0.3, 0.3)), TIMEOUT, f"the picture of {name}")
 
 
 def test_the_viewer_while_training(floor_scene, browser, tmp_path):
@@ -234,14 +243,24 @@ def test_the_viewer_while_training(floor_scene, browser, tmp_path):
         page = ViewerPage(browser)
         wait_until(lambda: page.shows_full_resolution() and page.step() > 20, TIMEOUT, "the field in training")
         page.hide_cameras()
-        early, step = page.picture(), page.step()
-        assert early.std() > 0.05
+        assert page.picture().std() > 0.05
+        step = page.step()
         wait_until(lambda: page.step() > step + 100, TIMEOUT, "more steps")
+        # While training rests, only the mouse changes the picture.
+        page.press("Pause Training")
+        wait_until(lambda: "Resume Training" in page.text(), TIMEOUT, "the pause")
+        before = page.picture()
         page.drag(*[(0, 20)] * 10)
+
+        def view_changed() -> bool:
+            picture = page.picture()
+            return middle_rms(picture, cv2.resize(before, picture.shape[1::-1])) > 0.02
+
+        wait_until(view_changed, TIMEOUT, "another view")
         # Training goes on, and the picture comes back to full resolution.
+        page.press("Resume Training")
         step = page.step()
         wait_until(lambda: page.shows_full_resolution() and page.step() > step + 20, TIMEOUT, "further steps")
-        assert middle_rms(page.picture(), early) > 0.02
 
 
 class RecordedRenders(RenderStateMachine):
@@ -285,3 +304,37 @@ def test_previews_while_moving_are_not_decoded_and_the_decoded_picture_follows(m
     decoded = model.get_outputs_for_camera(get_camera(camera, 384, MAX_RES))["rgb"]
     torch.testing.assert_close(full["rgb"], decoded)
     assert not torch.equal(full["rgb"], full["latent_rgb"])
+
+
+@pytest.mark.parametrize("rays_per_second", [1e9, 1e-3], ids=["fast", "slow"])
+def test_a_field_in_training_is_shown_in_full_however_fast_its_renders_are(
+    floor_scene, tiny_vae, tmp_path, monkeypatch, rays_per_second
+):
+    monkeypatch.setattr("lrf_nerfstudio.trainer.PICTURE_SECONDS", 2.0)
+    config = make_config(floor_scene, tiny_vae, tmp_path)
+    config.vis = "viewer"
+    config.save_config()
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    viewer, camera = trainer.viewer_state, seen_from((0.3, 0.3, 0.3), aspect=4 / 3)
+    machine = RecordedRenders(trainer.pipeline.model, camera)
+    monkeypatch.setattr(viewer, "render_statemachines", {0: machine})
+    monkeypatch.setattr(viewer, "get_camera_state", lambda client: camera)
+    monkeypatch.setattr(viewer.viser_server, "get_clients", lambda: {0: None})
+    trainer._init_viewer_state()
+    machine.start()
+    machine.action(RenderAction("move", camera))
+    steps = count()
+
+    def third_full_picture() -> bool:
+        for event, speed in ((EventName.VIS_RAYS_PER_SEC, rays_per_second), (EventName.TRAIN_RAYS_PER_SEC, 1e6)):
+            GLOBAL_BUFFER["events"][event.value] = {"buffer": [speed], "avg": speed}
+        trainer._update_viewer_state(next(steps))
+        return [state for state, _ in machine.sent].count("high") >= 3
+
+    try:
+        wait_until(third_full_picture, TIMEOUT, "the third full picture")
+    finally:
+        machine.running = False
+        machine.join(TIMEOUT)
+        trainer.shutdown()
