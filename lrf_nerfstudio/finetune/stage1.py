@@ -3,7 +3,8 @@
     L_stageI = L_VAE + lambda_1 L_corres + lambda_2 L_reg
 
 after "Latent Radiance Fields with 3D-aware 2D Representations" (ICLR 2025). What the paper leaves open is decided here:
-L_corres is measured relative to the spread of the latents, which a further term holds where it was.
+L_corres is measured relative to the spread of the latents, which a further term holds where it was; and crops of one
+photograph are decoded from each other's latents, resampled, as radiance fields do it.
 """
 
 import copy
