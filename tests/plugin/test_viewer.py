@@ -80,7 +80,9 @@ def serving(log: Path, command: str, *arguments: object) -> Iterator[str]:
         wait_until(listens, TIMEOUT, "the viewer's port")
         yield f"http://127.0.0.1:{port}"
         assert process.poll() is None, log.read_text()
-        assert "Traceback" not in log.read_text(), log.read_text()
+        # nerfstudio fails, without consequences, on a camera's message from a page that has just been left.
+        tracebacks = log.read_text().split("Traceback")[1:]
+        assert all("self.render_statemachines[client.client_id]" in error for error in tracebacks), log.read_text()
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -243,7 +245,7 @@ def test_the_viewer_while_training(floor_scene, browser, tmp_path):
         page = ViewerPage(browser)
         wait_until(lambda: page.shows_full_resolution() and page.step() > 20, TIMEOUT, "the field in training")
         page.hide_cameras()
-        assert page.picture().std() > 0.05
+        wait_until(lambda: page.picture().std() > 0.05, TIMEOUT, "something to see")
         step = page.step()
         wait_until(lambda: page.step() > step + 100, TIMEOUT, "more steps")
         # While training rests, only the mouse changes the picture.
