@@ -35,7 +35,9 @@ from tiny_scenes import look_at_origin
 
 from lrf_nerfstudio.model import LatentSplatfactoModel
 
-pytestmark = pytest.mark.browser
+# nerfstudio's threads lose an event now and then (RenderStateMachine.run forgets an action that comes between its two
+# looks at the next one), after which a page waits for ever: what fails is tried again, and counted by pytest.
+pytestmark = [pytest.mark.browser, pytest.mark.flaky(reruns=2)]
 
 TIMEOUT = 120
 """Seconds after which something that takes one on an idle machine will not happen any more."""
@@ -72,27 +74,29 @@ def serving(log: Path, command: str, *arguments: object) -> Iterator[str]:
         )
 
     def listens() -> bool:
-        assert process.poll() is None, log.read_text()
+        assert process.poll() is None
         with socket.socket() as client:
             return client.connect_ex(("127.0.0.1", port)) == 0
 
     try:
         wait_until(listens, TIMEOUT, "the viewer's port")
         yield f"http://127.0.0.1:{port}"
-        assert process.poll() is None, log.read_text()
-        # nerfstudio fails, without consequences, on a camera's message from a page that has just been left.
+        assert process.poll() is None
+        # nerfstudio fails on a camera's message from a page that has just been left, and then answers no other page.
         tracebacks = log.read_text().split("Traceback")[1:]
-        assert all("self.render_statemachines[client.client_id]" in error for error in tracebacks), log.read_text()
+        assert all("self.render_statemachines[client.client_id]" in error for error in tracebacks)
+    except AssertionError:
+        print(log.read_text())
+        raise
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-@pytest.fixture(scope="module")
-def address(trained, tmp_path_factory) -> Iterator[str]:
-    """Where ns-viewer shows the trained scene."""
-    log = tmp_path_factory.mktemp("viewer") / "log"
-    with serving(log, "ns-viewer", "--load-config", trained.config) as address:
+@pytest.fixture
+def address(trained, tmp_path) -> Iterator[str]:
+    """Where ns-viewer shows the trained scene, to one page."""
+    with serving(tmp_path / "log", "ns-viewer", "--load-config", trained.config) as address:
         yield address
 
 
@@ -112,15 +116,15 @@ class ViewerPage:
             return np.asarray(picture.convert("RGB")) / 255
 
     def text(self) -> str:
-        return self.browser.find_element(By.TAG_NAME, "body").text
+        # Selenium's own `text` asks for the visibility of every element, which takes long enough to slow the page down.
+        return str(self.browser.execute_script("return document.body.innerText"))
 
     def press(self, label: str) -> None:
-        """Press a button of the control panel if it is there."""
-        for button in self.browser.find_elements(By.XPATH, f"//button[normalize-space()='{label}']"):
-            button.click()
+        """Press a button of the control panel."""
+        self.browser.find_element(By.XPATH, f"//button[normalize-space()='{label}']").click()
 
     def hide_cameras(self) -> None:
-        """Hide the training cameras, which cover the scene, unless an earlier page of this server has."""
+        """Hide the training cameras, which cover the scene."""
         self.press("Hide Train Cams")
 
     def drag(self, *steps: tuple[int, int]) -> None:
@@ -181,9 +185,16 @@ def seen_from(position: tuple[float, float, float], aspect: float) -> CameraStat
 
 
 def middle_rms(a: np.ndarray, b: np.ndarray) -> float:
-    """Root mean square difference inside a margin, where the page draws axes and shadows over the scene."""
+    """Root mean square difference inside a margin, where the page draws axes and shadows over the scene.
+
+    It is of means over cells of 16 pixels: the page gets JPEGs, and where drawing is slow it draws fewer pixels.
+    """
     inside = np.s_[100:-100, 100:-100]
-    return float(np.sqrt(np.square(a[inside] - b[inside]).mean()))
+    height, width = a[inside].shape[:2]
+    coarse_a, coarse_b = (
+        cv2.resize(picture[inside], (width // 16, height // 16), interpolation=cv2.INTER_AREA) for picture in (a, b)
+    )
+    return float(np.sqrt(np.square(coarse_a - coarse_b).mean()))
 
 
 def follows(page: ViewerPage, compare: Callable[[np.ndarray, dict[str, np.ndarray]], bool], model, position):
@@ -229,7 +240,7 @@ def test_the_control_panel_offers_the_outputs_and_the_preview(page):
 
 def test_every_output_can_be_looked_at(page, model):
     page.hide_cameras()
-    for name in ("latent_rgb", "depth", "accumulation", "rgb"):  # the last is what other pages start with
+    for name in ("latent_rgb", "depth", "accumulation", "rgb"):
         page.choose("Output type", name)
 
         def is_shown(picture: np.ndarray, outputs: dict[str, np.ndarray]) -> bool:
@@ -243,7 +254,8 @@ def test_the_viewer_while_training(floor_scene, browser, tmp_path):
     with serving(tmp_path / "log", "ns-train", *arguments, "--max-num-iterations", 100_000) as address:
         browser.get(address)
         page = ViewerPage(browser)
-        wait_until(lambda: page.shows_full_resolution() and page.step() > 20, TIMEOUT, "the field in training")
+        wait_until(lambda: page.step() > 20, TIMEOUT, "the field in training")
+        wait_until(page.shows_full_resolution, TIMEOUT, "the field in training in full resolution")
         page.hide_cameras()
         wait_until(lambda: page.picture().std() > 0.05, TIMEOUT, "something to see")
         step = page.step()
