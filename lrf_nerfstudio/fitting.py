@@ -2,6 +2,7 @@
 
 import copy
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocati
 from nerfstudio.utils import profiler, writer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lrf_nerfstudio.memory import peak_memory, reset_peak_memory
 from lrf_nerfstudio.method import latent_splatfacto
 from lrf_nerfstudio.pipeline import LatentPipeline
 from lrf_nerfstudio.trainer import LatentTrainer, LatentTrainerConfig
@@ -33,6 +35,7 @@ class FieldFit:
     Attributes:
         trainer: set up and, where there was a checkpoint, loaded.
         steps: that the field has been fitted for.
+        seconds: that setting up (encoding the photographs, where the cache lacks them) and fitting took.
     """
 
     def __init__(self, scene: Path, vae: str, output: Path, config: FittingConfig, latest: int | None = None) -> None:
@@ -48,6 +51,8 @@ class FieldFit:
         Raises:
             SystemExit: the data or the VAE cannot be used; what is wrong has been printed.
         """
+        start = time.perf_counter()
+        reset_peak_memory()
         _forget_writers()
         options = trainer_config(scene, vae, output, config)
         models = options.get_checkpoint_dir()
@@ -59,7 +64,8 @@ class FieldFit:
         options.save_config()
         self.trainer: LatentTrainer = options.setup(local_rank=0, world_size=1)
         self.trainer.setup()
-        self.steps = self.trainer._start_step
+        self.steps = self._began_at = self.trainer._start_step
+        self.seconds = time.perf_counter() - start
 
     @property
     def pipeline(self) -> LatentPipeline:
@@ -81,24 +87,40 @@ class FieldFit:
         """
         total = self.trainer.config.max_num_iterations
 
+        def take_now() -> None:
+            start = time.perf_counter()
+            self.pipeline.eval()
+            take(self.steps)
+            self.seconds -= time.perf_counter() - start
+
         def after(step: int) -> None:
             self.steps = step + 1
             progress.update(task, completed=self.steps)
             if self.steps in snapshots:
-                self.pipeline.eval()
-                take(self.steps)
+                take_now()
 
+        start = time.perf_counter()
         if self.steps in snapshots:
-            self.pipeline.eval()
-            take(self.steps)
-        if self.steps >= total:
-            return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
-            task = progress.add_task("Fitting", total=total, completed=self.steps)
-            location = TrainingCallbackLocation.AFTER_TRAIN_ITERATION
-            self.trainer.callbacks.append(TrainingCallback([location], after))
-            self.trainer.train()
+            take_now()
+        if self.steps < total:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
+                task = progress.add_task("Fitting", total=total, completed=self.steps)
+                location = TrainingCallbackLocation.AFTER_TRAIN_ITERATION
+                self.trainer.callbacks.append(TrainingCallback([location], after))
+                self.trainer.train()
+        self.seconds += time.perf_counter() - start
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """What the fit took: `seconds`, and peak memory as `gigabytes` where the system tells it.
+
+        Empty for a fit that was taken up from a checkpoint, of which only a part is known.
+        """
+        if self._began_at > 0:
+            return {}
+        memory = peak_memory()
+        return {"seconds": self.seconds} | ({} if memory is None else {"gigabytes": memory / 1e9})
 
 
 def trainer_config(scene: Path, vae: str, output: Path, config: FittingConfig) -> LatentTrainerConfig:

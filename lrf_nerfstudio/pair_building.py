@@ -105,6 +105,8 @@ def build_scene(scene: Path, vae: VAE, output: Path, config: PairConfig) -> Scen
             pairs = _write_photographs(fit.pipeline, folder, scene, options, pairs)
         written = pairs  # an index that is there is complete but for the snapshots that are taken now
         fit.run(missing, lambda steps: written.write_latents(steps, render_views(fit.pipeline)))
+        pairs.cost = fit.cost
+        pairs.save()
     if missing or not (folder / CONTACT_SHEET).exists():
         write_contact_sheet(pairs, vae)
     return pairs

@@ -1,8 +1,9 @@
 """Compares VAEs by what can be seen of radiance fields in their latent spaces: fits a field for each VAE and scene, and
 compares its decoded renders of training and held-out views with the photographs.
 
-VAEs with the same encoder share a field, decoded by each: those before and after stage III, for example. Run again
-after an interruption, it goes on where it was.
+VAEs with the same encoder share a field, decoded by each: those before and after stage III, for example. The source
+`rgb` is no VAE: the scene is splatted in RGB at full resolution by the same code. Run again after an interruption, it
+goes on where it was.
 
 Writes table.md, table.json (lrf_nerfstudio/evaluation/decoding.py says what each number is) and figure.png, a
 held-out view of each scene: photograph, the first VAE's own reconstruction, and the decoded renders.
@@ -79,7 +80,8 @@ def compare(options: CompareVAEs) -> tuple[list[Mapping[str, Any]], list[str]]:
     metrics, rows = ImageMetrics(options.download_lpips, "--download-lpips"), list[Mapping[str, Any]]()
     for scene, by_vae in scenes.items():
         for name, pairs in by_vae.items():
-            rows.append({"scene": scene, "vae": name, **measures(options.output, pairs, vaes[name], metrics)})
+            measured = measures(options.output, pairs, vaes[name], metrics)
+            rows.append({"scene": scene, "vae": name, **measured, "cost": pairs.cost})
     rows = with_means(rows)
     if scenes:
         try:

@@ -27,8 +27,10 @@ COLUMNS = {
     "ceiling PSNR": ("novel", "ceiling_psnr", 2),
     "ceiling SSIM": ("novel", "ceiling_ssim", 3),
     "ceiling LPIPS": ("novel", "ceiling_lpips", 3),
+    "fit, s": ("cost", "seconds", 0),
+    "memory, GB": ("cost", "gigabytes", 2),
 }
-"""Columns of the table: kind of views, metric, decimals."""
+"""Columns of the table: kind of views or cost of the fit, metric, decimals."""
 
 
 @torch.no_grad()
@@ -78,7 +80,7 @@ def _decode(vae: VAE, latent: Tensor, image: Tensor) -> Tensor:
 
 
 def with_means(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Adds to rows {scene, vae, train, novel} the means over the scenes of each VAE, where there are several.
+    """Adds to rows {scene, vae, train, novel, cost} the means over the scenes of each VAE, where there are several.
 
     A VAE that was not measured on all scenes gets no mean, which could not be compared with those of the others.
     """
@@ -87,9 +89,8 @@ def with_means(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     for vae in dict.fromkeys(row["vae"] for row in rows) if len(scenes) > 1 else ():
         of_vae = [row for row in rows if row["vae"] == vae]
         if len(of_vae) == len(scenes):
-            result.append(
-                {"scene": "mean", "vae": vae} | {kind: _mean([row[kind] for row in of_vae]) for kind in KINDS}
-            )
+            means = {part: _mean([row[part] for row in of_vae]) for part in (*KINDS, "cost")}
+            result.append({"scene": "mean", "vae": vae, **means})
     return result
 
 
@@ -99,7 +100,7 @@ def _mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def decoding_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows {scene, vae, train, novel} as Markdown; columns that have no number anywhere are left out."""
+    """Rows {scene, vae, train, novel, cost} as Markdown; columns that have no number anywhere are left out."""
     columns = {title: column for title, column in COLUMNS.items() if any(column[1] in row[column[0]] for row in rows)}
     lines = [["scene", "VAE", *columns], ["---", "---", *["---:"] * len(columns)]]
     for row in rows:

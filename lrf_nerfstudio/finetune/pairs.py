@@ -68,6 +68,7 @@ class ScenePairs:
         scale: [C].
         views: the cameras.
         latents: the steps of the field at each snapshot, and the file of its renders, in the order of the steps.
+        cost: what the fit took, as `FieldFit.cost`.
     """
 
     folder: Path
@@ -80,6 +81,7 @@ class ScenePairs:
     scale: list[float]
     views: tuple[PairView, ...]
     latents: dict[int, str] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
 
     @property
     def normalization(self) -> FieldNormalization:

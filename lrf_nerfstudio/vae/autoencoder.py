@@ -9,6 +9,7 @@ Example:
 
 import copy
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -38,7 +39,8 @@ class VAEConfig:
 
     source: str = "lrf-f8c8"
     """The autoencoder: a name in the package's assets, a diffusers folder (AutoencoderKL or AutoencoderTiny, or a
-    pipeline with one in `vae/`), a .ckpt or .safetensors file in latent-diffusion layout, or a Hugging Face id."""
+    pipeline with one in `vae/`), a .ckpt or .safetensors file in latent-diffusion layout, or a Hugging Face id; `rgb`
+    is none at all: ordinary Gaussian splatting at full resolution, to compare with."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision that the autoencoder computes in. Its inputs and outputs are float32 in any case."""
     tiling: bool = False
@@ -153,7 +155,7 @@ class VAE(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.parameters()).device
+        return next(itertools.chain(self.parameters(), self.buffers())).device
 
     @property
     def encode_settings(self) -> dict[str, Any]:

@@ -17,8 +17,12 @@ from lrf_nerfstudio.vae.ldm import load_ldm
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny
 
-    Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
+    from lrf_nerfstudio.vae.identity import IdentityAutoencoder
 
+    Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny | IdentityAutoencoder
+
+RGB = "rgb"
+"""The source that names no autoencoder: latents are the colours of the photographs, at full resolution."""
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LDM_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
@@ -33,8 +37,8 @@ def asset_names() -> list[str]:
 
 def _kinds() -> str:
     return (
-        f"a name in the package ({', '.join(asset_names())}), a folder in diffusers format, a .ckpt or .safetensors "
-        "file in latent-diffusion layout, or a Hugging Face id such as stabilityai/sd-vae-ft-mse"
+        f"a name in the package ({', '.join(asset_names())}), {RGB} for none, a folder in diffusers format, a .ckpt or "
+        ".safetensors file in latent-diffusion layout, or a Hugging Face id such as stabilityai/sd-vae-ft-mse"
     )
 
 
@@ -47,6 +51,10 @@ def load_autoencoder(source: str) -> "Autoencoder":
     Raises:
         UserError: nothing found, the hub is out of reach, or what was found is damaged, unsafe or no such autoencoder.
     """
+    if source == RGB:
+        from lrf_nerfstudio.vae.identity import IdentityAutoencoder
+
+        return IdentityAutoencoder()
     if source in asset_names():
         with importlib.resources.as_file(importlib.resources.files("lrf_nerfstudio") / "assets" / source) as folder:
             return _load_folder(folder)

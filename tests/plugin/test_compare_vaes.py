@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import compare_vaes
@@ -120,16 +121,31 @@ def test_mistakes_are_named(scenes, vaes, tmp_path, monkeypatch, capsys):
 
 def test_table_and_means():
     rows = [
-        {"scene": "a", "vae": "x", "train": {"psnr": 20.0}, "novel": {"psnr": 10.0, "lpips": 0.5}},
-        {"scene": "b", "vae": "x", "train": {"psnr": 22.0}, "novel": {"psnr": 13.0}},
-        {"scene": "a", "vae": "y", "train": {"psnr": 1.0}, "novel": {"psnr": 1.0}},
+        {"scene": "a", "vae": "x", "train": {"psnr": 20.0}, "novel": {"psnr": 10.0, "lpips": 0.5}, "cost": {}},
+        {"scene": "b", "vae": "x", "train": {"psnr": 22.0}, "novel": {"psnr": 13.0}, "cost": {"seconds": 4.0}},
+        {"scene": "a", "vae": "y", "train": {"psnr": 1.0}, "novel": {"psnr": 1.0}, "cost": {"seconds": 4.0}},
     ]
     *_, mean = with_means(rows)
-    assert mean == {"scene": "mean", "vae": "x", "train": {"psnr": 21.0}, "novel": {"psnr": 11.5}}
+    assert mean == {"scene": "mean", "vae": "x", "train": {"psnr": 21.0}, "novel": {"psnr": 11.5}, "cost": {}}
     assert with_means(rows[:1]) == rows[:1]
     assert decoding_table(rows[:2]).splitlines() == [
-        "| scene | VAE | novel PSNR | LPIPS | train PSNR |",
-        "| --- | --- | ---: | ---: | ---: |",
-        "| a | x | 10.00 | 0.500 | 20.00 |",
-        "| b | x | 13.00 | - | 22.00 |",
+        "| scene | VAE | novel PSNR | LPIPS | train PSNR | fit, s |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+        "| a | x | 10.00 | 0.500 | 20.00 | - |",
+        "| b | x | 13.00 | - | 22.00 | 4 |",
     ]
+
+
+def test_rgb_is_splatted_at_full_resolution_and_costs_are_told(scenes, vaes, tmp_path, monkeypatch):
+    start = time.perf_counter()
+    run(monkeypatch, "--vae", "rgb", vaes[0], "--output", tmp_path, "--steps", 20, "--scenes", scenes[0])
+    elapsed = time.perf_counter() - start
+    rgb, latent = json.loads((tmp_path / "table.json").read_text())
+    assert rgb["novel"]["ceiling_psnr"] > 100 > latent["novel"]["ceiling_psnr"]
+    assert rgb["novel"]["psnr"] == pytest.approx(rgb["novel"]["latent_psnr"], abs=5)  # the same, but for the range
+    for row in (rgb, latent):
+        assert 0.1 < row["cost"]["gigabytes"] < 50
+        assert 0 < row["cost"]["seconds"] < elapsed
+    assert "fit, s | memory, GB |" in (tmp_path / "table.md").read_text()
+    (of_rgb,) = [p for f in tmp_path.glob("fields/*/wide") if (p := ScenePairs.load(f)).vae_source == "rgb"]
+    assert of_rgb.latent(0, 20).shape == (3, 67, 99)
