@@ -35,6 +35,7 @@ class LatentField:
         normalization: field latent to latent.
         linear_rgb: latent to RGB.
         spatial_factor: f, image pixels per latent pixel along each axis.
+        dilation: added to the diagonal of projected covariances, in square latent pixels.
         vae_source: the VAE that the field was trained with, as its `--pipeline.vae.source`.
         vae_fingerprint: identifies that VAE's latent space.
         scene_transform: [3, 4], from the data set's coordinates to the scene's, before scaling.
@@ -50,6 +51,7 @@ class LatentField:
     normalization: FieldNormalization
     linear_rgb: LinearRGB
     spatial_factor: int
+    dilation: float
     vae_source: str
     vae_fingerprint: str
     scene_transform: Tensor
@@ -80,6 +82,7 @@ class LatentField:
             math.ceil(width / self.spatial_factor),
             math.ceil(height / self.spatial_factor),
             sh_degree=math.isqrt(self.features.shape[1]) - 1,
+            eps2d=self.dilation,
             render_depth=False,
         )
         return self.normalization.to_latent(rendered[0] + (1 - alpha[0]) * self.background)
@@ -104,6 +107,7 @@ class LatentField:
         tensors |= {f"linear_rgb.{name}": value for name, value in self.linear_rgb.state_dict().items()}
         description = {
             "spatial_factor": self.spatial_factor,
+            "dilation": self.dilation,
             "vae_source": self.vae_source,
             "vae_fingerprint": self.vae_fingerprint,
             "scene_scale": self.scene_scale,

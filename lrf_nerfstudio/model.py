@@ -46,6 +46,9 @@ class LatentSplatfactoModelConfig(SplatfactoModelConfig):
     """How Gaussians are added and removed: by gradient and size thresholds (3DGS) or relocation (3DGS-MCMC)."""
     max_gaussians: int = 100_000
     """The field never grows beyond this many Gaussians."""
+    dilation: float = 0.1
+    """Square latent pixels that are added to the covariance of every projected Gaussian. What 3DGS adds to a pixel of a
+    photograph, 0.3, blurs a latent, each of whose pixels stands for many of the photograph's: see the README."""
     mcmc_opacity_reg: float = 0.01
     """Weight of the mean opacity in the loss of the mcmc strategy, which makes unneeded Gaussians fade."""
     mcmc_scale_reg: float = 0.01
@@ -345,6 +348,7 @@ class LatentSplatfactoModel(SplatfactoModel):
             width=columns,
             height=rows,
             sh_degree=self.active_sh_degree,
+            eps2d=self.config.dilation,
             render_depth=not self.training or self.config.output_depth_during_training,
             absgrad=self.training and self.config.strategy == "default" and self.config.use_absgrad,
             antialiased=self.config.rasterize_mode == "antialiased",
@@ -489,6 +493,7 @@ class LatentSplatfactoModel(SplatfactoModel):
             normalization=self.normalization,
             linear_rgb=self.linear_rgb,
             spatial_factor=self.vae.spatial_factor,
+            dilation=self.config.dilation,
             vae_source=self.vae.source,
             vae_fingerprint=self.vae.fingerprint,
             scene_transform=scene_transform,

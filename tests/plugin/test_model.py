@@ -250,6 +250,7 @@ def test_colours_for_ply_viewers_are_the_linear_map_of_the_field(floor_scene, ti
             13,
             9,
             sh_degree=3,
+            eps2d=model.config.dilation,
         )
     # A ply viewer adds 0.5 to every Gaussian's colour.
     shown = rendered[0] + 0.5 * alpha + (1 - alpha) * background
