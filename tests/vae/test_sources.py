@@ -1,5 +1,4 @@
 import pickle
-import re
 import shutil
 import sys
 import time
@@ -8,38 +7,13 @@ import types
 import numpy as np
 import pytest
 import torch
+from latent_diffusion import ldm_layout
 from safetensors.torch import load_file, save_file
 from tiny_autoencoders import tiny_kl, tiny_taesd
 
 from lrf_nerfstudio.errors import UserError
 from lrf_nerfstudio.vae import VAE, VAEConfig
 from lrf_nerfstudio.vae.sources import asset_names
-
-
-def ldm_layout(autoencoder):
-    """The weights of an AutoencoderKL under the names that the latent-diffusion code base gives them."""
-    levels = len(autoencoder.config.block_out_channels)
-    names = [
-        (r"encoder\.down_blocks\.(\d+)\.resnets\.(\d+)", r"encoder.down.\1.block.\2"),
-        (r"encoder\.down_blocks\.(\d+)\.downsamplers\.0", r"encoder.down.\1.downsample"),
-        (r"decoder\.up_blocks\.(\d+)\.resnets\.(\d+)", lambda m: f"decoder.up.{levels - 1 - int(m[1])}.block.{m[2]}"),
-        (r"decoder\.up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"decoder.up.{levels - 1 - int(m[1])}.upsample"),
-        (r"mid_block\.resnets\.(\d+)", lambda m: f"mid.block_{int(m[1]) + 1}"),
-        (r"mid_block\.attentions\.0", "mid.attn_1"),
-        (r"conv_norm_out", "norm_out"),
-        (r"conv_shortcut", "nin_shortcut"),
-        (r"group_norm", "norm"),
-        (r"to_([qkv])\.", r"\1."),
-        (r"to_out\.0", "proj_out"),
-    ]
-    weights = {}
-    for name, value in autoencoder.state_dict().items():
-        for pattern, replacement in names:
-            name = re.sub(pattern, replacement, name)
-        if re.search(r"attn_1\.(q|k|v|proj_out)\.weight", name):
-            value = value[..., None, None]  # 1 x 1 convolutions there, linear layers in diffusers
-        weights[name] = value.contiguous()
-    return weights
 
 
 @pytest.fixture(params=[{}, {"layers_per_block": 2, "use_quant_conv": False, "use_post_quant_conv": False}])
