@@ -27,7 +27,7 @@ class BenchmarkFinetune:
 
     scenes: tuple[Path, ...]
     """Scenes to take crops from."""
-    vae: str = "lrf-f8c8"
+    vae: str = "lrf-f4c4"
     """The autoencoder."""
     batch_size: int = 4
     """Pairs of crops in a step."""

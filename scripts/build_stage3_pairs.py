@@ -28,7 +28,7 @@ class BuildPairs(PairConfig):
 
     scenes: tuple[Path, ...] = ()
     """Folders of the scenes, in nerfstudio's format; every 8th photograph is held out, starting with the first."""
-    vae: str = "lrf-f8c8"
+    vae: str = "lrf-f4c4"
     """The autoencoder, as --pipeline.vae.source of ns-train."""
     output: Path = Path("pairs")
     """Folder of the pairs."""

@@ -53,7 +53,7 @@ class FineTuneConfig:
 
     output: Path
     """Folder to write to: the tuned autoencoder as a diffusers folder, the checkpoint, TensorBoard's events."""
-    vae: str = "lrf-f8c8"
+    vae: str = "lrf-f4c4"
     """The autoencoder to tune: a name in the package's assets, a diffusers folder, a .ckpt or .safetensors file in
     latent-diffusion layout, or a Hugging Face id."""
     steps: int = 2000

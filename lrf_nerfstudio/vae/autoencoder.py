@@ -37,7 +37,7 @@ _DECODER_OPTIONS = ("act_fn", "norm_num_groups", "upsample_fn", "upsampling_scal
 class VAEConfig:
     """Which autoencoder to use, and how."""
 
-    source: str = "lrf-f8c8"
+    source: str = "lrf-f4c4"
     """The autoencoder: a name in the package's assets, a diffusers folder (AutoencoderKL or AutoencoderTiny, or a
     pipeline with one in `vae/`), a .ckpt or .safetensors file in latent-diffusion layout, or a Hugging Face id; `rgb`
     is none at all: ordinary Gaussian splatting at full resolution, to compare with."""

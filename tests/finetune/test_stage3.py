@@ -174,7 +174,7 @@ def test_pictures_show_photographs_beside_what_is_decoded(tmp_path, vae, pairs):
         ({"batch_size": 3}, "--batch-size 3 is odd"),
         ({"margin": -1}, "--margin -1"),
         ({"pairs": Path("nowhere")}, "no pairs in nowhere"),
-        ({"vae": "lrf-f8c8"}, "built with the VAE"),
+        ({"vae": "lrf-f4c4"}, "built with the VAE"),
     ],
 )
 def test_mistakes_are_named(tmp_path, pairs, vae, options, message):
