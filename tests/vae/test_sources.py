@@ -216,8 +216,19 @@ def test_the_autoencoders_in_the_package_load_and_reconstruct(name):
     assert vae.scale(vae.encode(image[None])).abs().mean() < 3
 
 
-def test_the_default_is_in_the_package():
-    assert VAEConfig().source in asset_names()
+def test_the_default_is_in_the_package_with_what_it_was_before_stages_1_and_3():
+    default, base, stage1 = (VAEConfig(VAEConfig().source + suffix).setup() for suffix in ("", "-base", "-stage1"))
+    assert default.fingerprint == stage1.fingerprint != base.fingerprint
+    assert len({vae.decoder_fingerprint for vae in (default, base, stage1)}) == 3
+    assert {(vae.latent_channels, vae.spatial_factor) for vae in (default, base, stage1)} == {(4, 4)}
+
+
+def test_rgb_is_no_autoencoder_at_all(images):
+    vae = VAEConfig("rgb").setup()
+    assert (vae.latent_channels, vae.spatial_factor, vae.device.type) == (3, 1, "cpu")
+    latents = vae.encode(images)
+    torch.testing.assert_close(latents, images.permute(0, 3, 1, 2) * 2 - 1)
+    torch.testing.assert_close(vae.decode(latents, *images.shape[1:3]), images)
 
 
 @pytest.mark.realdata
