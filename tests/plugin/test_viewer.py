@@ -135,8 +135,9 @@ class ViewerPage:
         chain.release().perform()
 
     def step(self) -> int:
-        """The training step that the page shows."""
-        return int(self.text().split("Step: ")[1].split()[0])
+        """The training step that the page shows, 0 before it shows any."""
+        shown = self.text().partition("Step: ")[2].split()
+        return int(shown[0]) if shown else 0
 
     def shows_full_resolution(self) -> bool:
         return f"Resolution: {MAX_RES}x" in self.text()
