@@ -203,7 +203,7 @@ def _undistort(camera: Cameras, image: np.ndarray, data: dict[str, Tensor]) -> t
     K = camera.get_intrinsics_matrices().numpy().copy()
     try:
         return _undistort_image(camera, camera.distortion_params.numpy(), data, image, K)
-    except (NotImplementedError, AssertionError) as error:
+    except (NotImplementedError, AssertionError) as error:  # how nerfstudio refuses lenses that it does not know
         raise UserError(
             f"The lens model of a camera (nerfstudio's camera type {int(camera.camera_type)}) cannot be undistorted: "
             f"{error} Undistort the images with COLMAP's image_undistorter, for example."

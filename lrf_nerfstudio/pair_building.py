@@ -105,8 +105,9 @@ def build_scene(scene: Path, vae: VAE, output: Path, config: PairConfig) -> Scen
             pairs = _write_photographs(fit.pipeline, folder, scene, options, pairs)
         written = pairs  # an index that is there is complete but for the snapshots that are taken now
         fit.run(missing, lambda steps: written.write_latents(steps, render_views(fit.pipeline)))
-        pairs.cost = fit.cost
-        pairs.save()
+        if fit.cost:
+            pairs.cost = fit.cost
+            pairs.save()
     if missing or not (folder / CONTACT_SHEET).exists():
         write_contact_sheet(pairs, vae)
     return pairs
@@ -153,6 +154,7 @@ def _write_photographs(
     )
     if older is not None:
         pairs.latents.update({s: name for s, name in older.latents.items() if (folder / name).exists()})
+        pairs.cost = older.cost
     for first in range(0, len(sources), VIEWS_PER_FILE):
         photographs = [dataset.photograph(index) for _, dataset, index in sources[first : first + VIEWS_PER_FILE]]
         pairs.write_photographs(first, photographs)

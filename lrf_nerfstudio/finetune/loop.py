@@ -199,6 +199,8 @@ class FineTuner:
         torch.manual_seed(config.seed)  # the discriminator's first weights, the same in all processes
         self._plain_network = task.network
         self._tuned = [parameter for parameter in task.network.parameters() if parameter.requires_grad]
+        if not self._tuned:
+            raise UserError(f"{config.vae} (--vae) has no weights that could be tuned.")
         optimizer = torch.optim.AdamW(self._tuned, lr=config.learning_rate, betas=config.betas, weight_decay=0.0)
         self.scheduler = get_scheduler(
             "constant_with_warmup" if config.schedule == "constant" else "cosine",

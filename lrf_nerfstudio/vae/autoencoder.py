@@ -141,6 +141,9 @@ class VAE(nn.Module):
         temporary = Path(tempfile.mkdtemp(prefix=".vae-", dir=folder.parent))
         try:
             copy.deepcopy(self).to(dtype).autoencoder.save_pretrained(temporary, safe_serialization=True)
+            config = json.loads((temporary / "config.json").read_text())
+            config.pop("_name_or_path", None)  # where this machine loaded it from is nobody else's business
+            (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             for file in temporary.iterdir():
                 shutil.copymode(temporary / "config.json", file)  # safetensors makes files for their owner alone
                 os.replace(file, folder / file.name)

@@ -112,6 +112,11 @@ def test_perceptual_losses_reach_all_weights(tmp_path, scene):
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
 
 
+def test_an_autoencoder_without_weights_is_refused(tmp_path, scene):
+    with pytest.raises(UserError, match=r"rgb .*no weights"):
+        tune(tiny_config(tmp_path / "run", "rgb"), [scene])
+
+
 def test_what_is_left_out_is_said_once(tmp_path, scene, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     tune(tiny_config(tmp_path / "run", write_tiny(tmp_path / "vae"), steps=2, lpips_weight=1.0), [scene])

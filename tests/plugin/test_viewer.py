@@ -35,10 +35,11 @@ from tiny_scenes import look_at_origin
 
 from lrf_nerfstudio.model import LatentSplatfactoModel
 
-# nerfstudio's threads lose an event now and then (RenderStateMachine.run forgets an action that comes between its two
-# looks at the next one), after which a page waits for ever: what fails is tried again, and counted by pytest.
-pytestmark = [pytest.mark.browser, pytest.mark.flaky(reruns=2)]
+pytestmark = pytest.mark.browser
 
+tried_again = pytest.mark.flaky(reruns=2)
+"""For tests that drive a page: nerfstudio's threads can lose an event (RenderStateMachine.run forgets an action that
+comes between its two looks at the next one), after which the page waits for ever. pytest counts the further tries."""
 TIMEOUT = 120
 """Seconds after which something that takes one on an idle machine will not happen any more."""
 MAX_RES = 512
@@ -218,6 +219,7 @@ def follows(page: ViewerPage, compare: Callable[[np.ndarray, dict[str, np.ndarra
     return condition
 
 
+@tried_again
 def test_the_browser_shows_the_decoded_scene_and_follows_the_mouse(page, model):
     page.hide_cameras()
 
@@ -231,6 +233,7 @@ def test_the_browser_shows_the_decoded_scene_and_follows_the_mouse(page, model):
     wait_until(follows(page, is_decoded, model, from_above), TIMEOUT, "the decoded scene from above")
 
 
+@tried_again
 def test_the_control_panel_offers_the_outputs_and_the_preview(page):
     chosen, outputs = page.options("Output type")
     assert chosen == "rgb"
@@ -239,6 +242,7 @@ def test_the_control_panel_offers_the_outputs_and_the_preview(page):
     assert page.options("While moving, show") == ("latent_rgb", ["latent_rgb", "decoded"])
 
 
+@tried_again
 def test_every_output_can_be_looked_at(page, model):
     page.hide_cameras()
     for name in ("latent_rgb", "depth", "accumulation", "rgb"):
@@ -250,6 +254,7 @@ def test_every_output_can_be_looked_at(page, model):
         wait_until(follows(page, is_shown, model, (0.3, 0.3, 0.3)), TIMEOUT, f"the picture of {name}")
 
 
+@tried_again
 def test_the_viewer_while_training(floor_scene, browser, tmp_path):
     arguments = ["latent-splatfacto", "--data", floor_scene, "--output-dir", tmp_path, "--vis", "viewer"]
     with serving(tmp_path / "log", "ns-train", *arguments, "--max-num-iterations", 100_000) as address:

@@ -1,14 +1,10 @@
 """Fixtures of the autoencoders' tests."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from tiny_autoencoders import tiny_kl, tiny_taesd
 
 from lrf_nerfstudio.vae import VAE
-
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 @pytest.fixture(params=[tiny_kl, tiny_taesd], ids=["kl", "tiny"])
@@ -28,11 +24,3 @@ def images():
     coarse = torch.rand(2, 3, 4, 5, generator=generator)
     fine = torch.nn.functional.interpolate(coarse, (21, 30), mode="bilinear")
     return fine.permute(0, 2, 3, 1)
-
-
-@pytest.fixture
-def data():
-    """The folder of real photographs and weights beside the checkout."""
-    if not DATA.is_dir():
-        pytest.skip("no ../shared/data")
-    return DATA

@@ -182,6 +182,13 @@ def test_what_is_not_found_is_said_with_the_kinds_of_source(source):
         VAEConfig(source).setup()
 
 
+def test_what_is_written_does_not_say_where_it_was_loaded_from(tmp_path, autoencoder, images):
+    autoencoder.save_pretrained(tmp_path / "private")
+    VAEConfig(str(tmp_path / "private")).setup().save(tmp_path / "public", dtype=torch.float32)
+    assert "private" not in (tmp_path / "public" / "config.json").read_text()
+    assert_same_vae(tmp_path / "public", autoencoder, images)
+
+
 def test_a_hub_id_is_found_in_the_local_cache(tmp_path, autoencoder, images, monkeypatch):
     """The layout of the hub's cache: refs name a commit, snapshots hold its files."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -232,13 +239,13 @@ def test_rgb_is_no_autoencoder_at_all(images):
 
 
 @pytest.mark.realdata
-def test_taesd_reconstructs_photographs_as_well_as_known(data):
+def test_taesd_reconstructs_photographs_as_well_as_known(real_data):
     """30.5 dB at 512 x 512 on fox."""
     import cv2
 
-    vae = VAEConfig(str(data / "weights" / "taesd")).setup()
+    vae = VAEConfig(str(real_data / "weights" / "taesd")).setup()
     psnrs = []
-    for path in sorted((data / "scenes" / "fox" / "images").iterdir())[::25]:
+    for path in sorted((real_data / "scenes" / "fox" / "images").iterdir())[::25]:
         photograph = cv2.resize(cv2.imread(str(path))[:530, :530, ::-1], (512, 512), interpolation=cv2.INTER_AREA)
         image = torch.from_numpy(photograph.copy()).float() / 255
         decoded = vae.decode(vae.encode(image[None]), 512, 512)[0]
