@@ -155,12 +155,12 @@ def test_held_out_views_come_in_turn(floor_scene, tiny_vae):
 
 
 def write_large_scene(folder: Path, views: int) -> Path:
-    """Photographs of 512 x 384, 2.4 MB each when decoded to float32."""
-    write_scene(folder, views, Lens(512, 384, 480.0), photographs=False)
+    """Photographs of 768 x 576, 5.3 MB each when decoded to float32."""
+    write_scene(folder, views, Lens(768, 576, 720.0), photographs=False)
     random = np.random.default_rng(0)
     for index in range(views):
         noise = Image.fromarray(random.integers(0, 255, (6, 8, 3), dtype=np.uint8))
-        noise.resize((512, 384)).save(folder / "images" / f"{index:03d}.png", compress_level=1)
+        noise.resize((768, 576)).save(folder / "images" / f"{index:03d}.png", compress_level=1)
     return folder
 
 
@@ -174,10 +174,11 @@ def peak_memory_of_training(scene: Path, vae: Path, output: Path) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def test_ten_times_the_images_are_not_ten_times_the_memory(tmp_path, tiny_vae, forked):
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path, tiny_vae, forked):
     peaks = []
-    for views in (8, 80):
+    for views in (16, 80):  # two held-out views or more: while one is compared, the one before is still there
         scene = write_large_scene(tmp_path / f"{views}", views)
         peaks.append(forked.call(peak_memory_of_training, scene, tiny_vae, tmp_path / "out"))
-    # As images in memory the 72 more views would take 170 MB, or 43 MB as bytes; their latents take 4 MB.
-    assert peaks[1] - peaks[0] < 30
+    # As images in memory the 64 more views would take 340 MB, or 85 MB as bytes; their latents take 7 MB. The allocator
+    # makes runs differ by some 40 MB.
+    assert peaks[1] - peaks[0] < 70
