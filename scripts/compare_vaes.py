@@ -2,8 +2,9 @@
 compares its decoded renders of training and held-out views with the photographs.
 
 VAEs with the same encoder share a field, decoded by each: those before and after stage III, for example. The source
-`rgb` is no VAE: the scene is splatted in RGB at full resolution by the same code. Run again after an interruption, it
-goes on where it was.
+`rgb` is no VAE: the scene is splatted in RGB at full resolution by the same code. Where it is among them, its renders
+are also encoded and decoded by each VAE ("recoded"): what a latent field as good as it would give. Run again after an
+interruption, it goes on where it was.
 
 Writes table.md, table.json (lrf_nerfstudio/evaluation/decoding.py says what each number is) and figure.png, a
 held-out view of each scene: photograph, the first VAE's own reconstruction, and the decoded renders.
@@ -13,7 +14,7 @@ stage3=taesd-stage3 --downscale-factor 2 --output comparison`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lrf_nerfstudio.errors import UserError, exit_on_user_error
-from lrf_nerfstudio.evaluation.decoding import decoding_figure, decoding_table, measure_decoding, with_means
+from lrf_nerfstudio.evaluation.decoding import (
+    decoding_figure,
+    decoding_table,
+    measure_decoding,
+    measure_recoding,
+    with_means,
+)
 from lrf_nerfstudio.evaluation.metrics import ImageMetrics
 from lrf_nerfstudio.evaluation.names import named
 from lrf_nerfstudio.files import replacing, write_atomically
@@ -32,6 +39,7 @@ from lrf_nerfstudio.finetune.pairs import ScenePairs
 from lrf_nerfstudio.fitting import FittingConfig
 from lrf_nerfstudio.pair_building import PairConfig, build_scenes, check_names
 from lrf_nerfstudio.vae import VAE, VAEConfig
+from lrf_nerfstudio.vae.sources import RGB
 
 
 @dataclass
@@ -79,8 +87,9 @@ def compare(options: CompareVAEs) -> tuple[list[Mapping[str, Any]], list[str]]:
     scenes = {scene: by_vae for scene, by_vae in scenes.items() if by_vae}
     metrics, rows = ImageMetrics(options.download_lpips, "--download-lpips"), list[Mapping[str, Any]]()
     for scene, by_vae in scenes.items():
+        rgb = next(((pairs, vaes[name]) for name, pairs in by_vae.items() if vaes[name].source == RGB), None)
         for name, pairs in by_vae.items():
-            measured = measures(options.output, pairs, vaes[name], metrics)
+            measured = measures(options.output, scene, pairs, vaes[name], rgb, metrics)
             rows.append({"scene": scene, "vae": name, **measured, "cost": pairs.cost})
     rows = with_means(rows)
     if scenes:
@@ -94,16 +103,40 @@ def compare(options: CompareVAEs) -> tuple[list[Mapping[str, Any]], list[str]]:
     return rows, failed
 
 
-def measures(output: Path, pairs: ScenePairs, vae: VAE, metrics: ImageMetrics) -> dict[str, dict[str, float]]:
-    """What :func:`measure_decoding` gives, from disk where it has been measured already."""
-    key = f"{vae.fingerprint[:12]}-{vae.decoder_fingerprint[:12]}"
-    file = output / "measures" / key / f"{pairs.folder.name}.json"
+def measures(
+    output: Path, scene: str, pairs: ScenePairs, vae: VAE, rgb: tuple[ScenePairs, VAE] | None, metrics: ImageMetrics
+) -> dict[str, dict[str, float]]:
+    """What :func:`measure_decoding` and, where there is a field in RGB, :func:`measure_recoding` give."""
+    folder = output / "measures" / f"{vae.fingerprint[:12]}-{vae.decoder_fingerprint[:12]}"
+    decoding = once(
+        folder / f"{scene}.json",
+        f"Decoding {scene} with {vae.source}",
+        len(pairs.views),
+        lambda advance: measure_decoding(pairs, vae, metrics, advance),
+    )
+    if rgb is None:
+        return decoding
+    recoding = once(
+        folder / f"{scene}-recoded.json",
+        f"Recoding {scene} with {vae.source}",
+        len(pairs.of_kind("novel")),
+        lambda advance: measure_recoding(*rgb, vae, metrics, advance),
+    )
+    return {**decoding, "novel": decoding["novel"] | recoding}
+
+
+def once(file: Path, description: str, total: int, measure: Callable[[Callable[[], None]], Any]) -> Any:
+    """What `measure` gives, called with a function to call `total` times; from disk where it has been measured already.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     if file.exists():
         return json.loads(file.read_text())
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
-        task = progress.add_task(f"Decoding {pairs.folder.name} with {vae.source}", total=len(pairs.views))
-        result = measure_decoding(pairs, vae, metrics, lambda: progress.advance(task))
+        task = progress.add_task(description, total=total)
+        result = measure(lambda: progress.advance(task))
     try:
         write_atomically(file, json.dumps(result).encode())
     except OSError as error:
