@@ -73,6 +73,12 @@ def train(config):
     return trainer, losses
 
 
+def test_defaults_are_those_of_the_default_vae():
+    built = build_autoencoder(TrainVAEConfig(images=(), output=Path()))
+    shipped = VAEConfig().setup().autoencoder
+    assert {k: v.shape for k, v in built.state_dict().items()} == {k: v.shape for k, v in shipped.state_dict().items()}
+
+
 def test_it_starts_from_averaging_and_bilinear_interpolation(config):
     """Away from the border, where the networks see zeros."""
     autoencoder = build_autoencoder(replace(config, encoder_blocks=(0, 1), decoder_blocks=(1, 0)))
