@@ -1,8 +1,9 @@
 """Serves the latents of the training views and, for evaluation, photographs together with their latents."""
 
-from collections.abc import Iterator
+import functools
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from tyro.conf import Suppress
 
 from lrf_nerfstudio.dataparser import parse, setup_dataparser
 from lrf_nerfstudio.dataset import PinholeDataset
+from lrf_nerfstudio.errors import UserError
 from lrf_nerfstudio.vae import VAE, LatentCache, downsample_mask
 
 
@@ -28,6 +30,9 @@ class LatentDatamanagerConfig(FullImageDatamanagerConfig):
     _target: type = field(default_factory=lambda: LatentDatamanager)
     latent_cache_dir: Path | None = None
     """Folder of the encoded images, shared by all scenes; if none, lrf_nerfstudio/latents in the user's cache."""
+    shifts: int = 1
+    """Encode every training photograph at N x N places of the latent grid, parts of a cell apart, which the steps take
+    in turn. 2 makes finer fields than 1, for four times the encoding and the memory of latents."""
     # Options of the parent without a meaning here: images are never held in memory, an epoch shows every view once.
     eval_num_images_to_sample_from: Suppress[int] = -1
     eval_num_times_to_repeat_images: Suppress[int] = -1
@@ -90,7 +95,8 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         if vae is not None:
             self._latent_cache = LatentCache(config.latent_cache_dir, vae)
             self.spatial_factor = vae.spatial_factor
-        self.train_views: list[tuple[Cameras, dict[str, Any]]] = []
+        # [shifts][views], without a shift first
+        self._shifted_views: list[list[tuple[Cameras, dict[str, Any]]]] = []
         self._epoch = -1
         self._epoch_order: list[int] = []
 
@@ -99,52 +105,67 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         assert self._latent_cache is not None, "a datamanager without a VAE has no latents"
         return self._latent_cache
 
+    @property
+    def train_views(self) -> list[tuple[Cameras, dict[str, Any]]]:
+        """Camera and batch of each training view, the photograph's corner being a corner of the grid."""
+        return self._shifted_views[0]
+
     def encode_train_views(self) -> None:
         """Fill `train_views` from the cache or, where it has nothing, with the VAE.
 
         Raises:
-            UserError: an image is missing, damaged or of another size than its camera; the cache cannot be written.
+            UserError: an image is missing, damaged or of another size than its camera; the cache cannot be written; an
+                option is out of range.
         """
+        if self.config.shifts < 1:
+            raise UserError(f"--pipeline.datamanager.shifts must be 1 or more, not {self.config.shifts}.")
         dataset = self.train_dataset
         dataset.check_sizes()
         self.eval_dataset.check_sizes()
-        self.train_views = [
+        views = [
             self._training_view(index)
             for index in track(range(len(dataset)), description="Encoding the training views", transient=True)
         ]
+        self._shifted_views = [list(of_shift) for of_shift in zip(*views, strict=True)]
 
-    def _training_view(self, index: int) -> tuple[Cameras, dict[str, Any]]:
-        dataset = self.train_dataset
-        latent, mask = self._latent_and_mask(dataset, index)
-        batch: dict[str, Any] = {"image_idx": index, "latent": latent}
-        if mask is not None:
-            batch["latent_mask"] = downsample_mask(mask, self.spatial_factor).to(self.device)
-        camera = dataset.cameras[index : index + 1].to(self.device)
-        camera.metadata = {**(camera.metadata or {}), "cam_idx": index}
-        return camera, batch
-
-    def _latent_and_mask(self, dataset: PinholeDataset, index: int) -> tuple[Tensor, Tensor | None]:
-        """The latent [C, h, w] on the device, and the mask [H, W] on the CPU, of a view."""
-        latent = self.latent_cache.load_or_encode(
-            dataset.files(index),
-            dataset.preprocessing(index),
-            lambda: dataset.photograph(index)[0],
-            dataset.size(index),
-        )
-        mask = dataset.photograph(index)[1] if dataset.has_masks else None
-        return latent.to(self.device), mask
+    def _training_view(self, index: int) -> list[tuple[Cameras, dict[str, Any]]]:
+        """Camera and batch of a view at each shift."""
+        dataset, factor, shifts = self.train_dataset, self.spatial_factor, self.config.shifts
+        photograph = functools.cache(lambda: dataset.photograph(index))
+        offsets = sorted({i * factor // shifts for i in range(shifts)})
+        views = []
+        for top, left in itertools.product(offsets, offsets):
+            # The grid begins at another pixel when rows above and columns to the left of it are cut off.
+            camera = dataset.cameras[index : index + 1].to(self.device)
+            camera.cx, camera.cy = camera.cx - left, camera.cy - top
+            camera.width, camera.height = camera.width - left, camera.height - top
+            camera.metadata = {**(camera.metadata or {}), "cam_idx": index}
+            latent = self.latent_cache.load_or_encode(
+                dataset.files(index),
+                dataset.preprocessing(index) | ({"cut": [top, left]} if top or left else {}),
+                functools.partial(_cut, photograph, top, left),
+                (int(camera.height), int(camera.width)),
+            )
+            batch: dict[str, Any] = {"image_idx": index, "latent": latent.to(self.device)}
+            if dataset.has_masks:
+                mask = photograph()[1]
+                assert mask is not None
+                batch["latent_mask"] = downsample_mask(mask[top:, left:], factor).to(self.device)
+            views.append((camera, batch))
+        return views
 
     def next_train(self, step: int) -> tuple[Cameras, dict[str, Any]]:
         """The camera and the batch {image_idx, latent [C, h, w], latent_mask [h, w] if there are masks} of a step.
 
         Every epoch is a permutation that depends on the seed and the epoch alone, so a resumed run goes on with the
-        views that the interrupted one would have seen.
+        views that the interrupted one would have seen. From one epoch to the next, a view is shifted otherwise.
         """
         epoch, position = divmod(step, len(self.train_views))
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.config.train_cameras_sampling_seed + epoch)
             self._epoch, self._epoch_order = epoch, torch.randperm(len(self.train_views), generator=generator).tolist()
-        camera, batch = self.train_views[self._epoch_order[position]]
+        view = self._epoch_order[position]
+        camera, batch = self._shifted_views[(epoch + view) % len(self._shifted_views)][view]
         return camera, dict(batch)
 
     def next_eval(self, step: int) -> tuple[Cameras, dict[str, Any]]:
@@ -172,7 +193,7 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         """All held-out views, each read when it is reached."""
         return EvalViews(self)
 
-    @cached_property
+    @functools.cached_property
     def eval_dataloader(self) -> FixedIndicesEvalDataloader:
         """What `ns-render spiral` takes its first camera from."""
         return FixedIndicesEvalDataloader(input_dataset=self.eval_dataset, device=self.device, num_workers=0)
@@ -180,6 +201,10 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
     def get_train_rays_per_batch(self) -> int:
         """Pixels of the first training view: nerfstudio divides by the step's time to show a speed."""
         return int(self.train_dataset.cameras.width[0] * self.train_dataset.cameras.height[0])
+
+
+def _cut(photograph: Callable[[], tuple[Tensor, Tensor | None]], top: int, left: int) -> Tensor:
+    return photograph()[0][top:, left:]
 
 
 class EvalViews:

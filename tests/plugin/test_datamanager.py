@@ -11,7 +11,8 @@ from in_process import make_config, make_pipeline
 from PIL import Image
 from tiny_scenes import Lens, write_scene
 
-from lrf_nerfstudio.vae import VAEConfig
+from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.vae import VAEConfig, downsample_mask
 
 
 @pytest.fixture
@@ -136,6 +137,40 @@ def test_a_cell_counts_when_all_its_pixels_do(tmp_path, tiny_vae, distortion):
         for row in range(-(-mask.shape[0] // 8))
     ]
     assert batch["latent_mask"].tolist() == expected
+
+
+def test_shifted_views(tmp_path, tiny_vae, cached):
+    scene = write_scene(tmp_path / "scene", views=9, lenses=Lens(101, 67), masked=True)
+    datamanager = make_datamanager(scene, tiny_vae, datamanager__shifts=2, **cached)
+    datamanager.encode_train_views()
+    vae, dataset = VAEConfig(source=str(tiny_vae)).setup(), datamanager.train_dataset
+    seen: dict[int, list[tuple[int, int]]] = {}
+    for step in range(4 * 7):  # 7 training views, 4 epochs
+        camera, batch = datamanager.next_train(step)
+        whole = dataset.cameras[batch["image_idx"]]
+        top, left = int(whole.height - camera.height), int(whole.width - camera.width)
+        seen.setdefault(batch["image_idx"], []).append((top, left))
+        # What was at pixel (x, y) of the photograph is at (x - left, y - top) of what is encoded.
+        assert (float(whole.cx - camera.cx), float(whole.cy - camera.cy)) == (left, top)
+        assert torch.equal(camera.fx, whole.fx[None]) and camera.metadata["cam_idx"] == batch["image_idx"]
+        image, mask = dataset.photograph(batch["image_idx"])
+        torch.testing.assert_close(batch["latent"], vae.encode(image[None, top:, left:])[0])
+        assert torch.equal(batch["latent_mask"], downsample_mask(mask[top:, left:], 8))
+    assert len(seen) == 7
+    assert all(sorted(shifts) == [(0, 0), (0, 4), (4, 0), (4, 4)] for shifts in seen.values())
+    assert all(float(camera.cx) == float(dataset.cameras.cx[0]) for camera, _ in datamanager.train_views)
+
+    again = make_datamanager(scene, tiny_vae, datamanager__shifts=2, **cached)
+    again.encode_train_views()
+    assert (again.latent_cache.misses, again.latent_cache.hits) == (0, 28)
+    with pytest.raises(UserError, match="shifts must be 1 or more"):
+        make_datamanager(scene, tiny_vae, datamanager__shifts=0).encode_train_views()
+
+
+def test_a_factor_of_one_has_no_parts_of_a_cell(floor_scene):
+    datamanager = make_datamanager(floor_scene, Path("rgb"), datamanager__shifts=3)
+    datamanager.encode_train_views()
+    assert {int(datamanager.next_train(step)[0].width) for step in range(28)} == {101}
 
 
 def test_held_out_views_come_in_turn(floor_scene, tiny_vae):
