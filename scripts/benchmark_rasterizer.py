@@ -267,9 +267,9 @@ class Case:
         quats = torch.zeros(self.n, 4)
         quats[:, 0], quats[:, 3] = (self.angles / 2).cos(), (self.angles / 2).sin()
         K = torch.tensor([[focal, 0.0, self.width / 2], [0.0, focal, self.height / 2], [0.0, 0.0, 1.0]])
-        leaves = [means, quats, scales, self.opacities, self.coefficients]
+        leaves = [means, quats, scales, self.opacities, self.coefficients[:, 0], self.coefficients[:, 1:]]
         leaves = [leaf.to(backend, copy=True).requires_grad_() for leaf in leaves]
-        names = ("means", "quats", "scales", "opacities", "features")
+        names = ("means", "quats", "scales", "opacities", "features", "features_rest")
         arguments: dict[str, Any] = dict(zip(names, leaves, strict=True))
         arguments |= {"viewmats": torch.eye(4)[None].to(backend), "Ks": K[None].to(backend)}
         arguments |= {"width": self.width, "height": self.height, "sh_degree": 3, "eps2d": 0.0, "render_depth": False}

@@ -25,6 +25,7 @@ def rasterize(
     width: int,
     height: int,
     *,
+    features_rest: Tensor | None = None,
     sh_degree: int | None = None,
     near_plane: float = 0.01,
     far_plane: float = 1e10,
@@ -52,11 +53,12 @@ def rasterize(
         quats: Rotations [N, 4], wxyz, need not be normalised.
         scales: Standard deviations along the axes [N, 3], linear.
         opacities: [N], in [0, 1].
-        features: Field latents [N, C], or spherical harmonic coefficients [N, K, C] with `sh_degree`.
+        features: Field latents [N, C] or, with `sh_degree`, their spherical harmonic coefficients of degree 0.
         viewmats: World to camera, OpenCV axes (x right, y down, z forward) [B, 4, 4].
         Ks: Intrinsics in pixels of the rendered grid [B, 3, 3]; skew is ignored.
         width: Columns W of the grid.
         height: Rows H of the grid.
+        features_rest: Coefficients of degree 1 and above [N, K - 1, C], apart from the others as they are learned.
         sh_degree: Degree 0-3 of the harmonics that are used, K >= (sh_degree + 1)^2; None: plain features. The result
             is not shifted or clamped, since latents are unbounded.
         near_plane: Gaussians with a smaller z in the camera are skipped.
@@ -89,23 +91,27 @@ def rasterize(
     assert viewmats.shape == (n_cameras, 4, 4), f"viewmats must be [B, 4, 4]: {tuple(viewmats.shape)}"
     assert Ks.shape == (n_cameras, 3, 3), f"Ks must be [B, 3, 3] with B = {n_cameras}: {tuple(Ks.shape)}"
     assert width > 0 and height > 0, f"width and height must be positive: {width} x {height}"
-    if sh_degree is None:
-        assert features.ndim == 2 and len(features) == n, (
-            f"features must be [N, C] with N = {n}: {tuple(features.shape)}"
-        )
-    else:
+    assert features.ndim == 2 and len(features) == n, f"features must be [N, C] with N = {n}: {tuple(features.shape)}"
+    channels = features.shape[1]
+    assert channels > 0, f"features must have at least one channel: {tuple(features.shape)}"
+    if features_rest is None:
+        features_rest = features.new_empty(n, 0, channels)
+    n_bases = 1
+    if sh_degree is not None:
         assert 0 <= sh_degree <= MAX_SH_DEGREE, f"sh_degree must be 0 to {MAX_SH_DEGREE}, not {sh_degree}"
         n_bases = (sh_degree + 1) ** 2
-        assert features.ndim == 3 and len(features) == n and features.shape[1] >= n_bases, (
-            f"features must be [N, K, C] with N = {n} and K >= {n_bases}: {tuple(features.shape)}"
-        )
-    channels = features.shape[-1]
-    assert channels > 0, f"features must have at least one channel: {tuple(features.shape)}"
+    assert features_rest.ndim == 3 and features_rest.shape[::2] == (n, channels), (
+        f"features_rest must be [N, K - 1, C] with N = {n} and C = {channels}: {tuple(features_rest.shape)}"
+    )
+    assert features_rest.shape[1] >= n_bases - 1, (
+        f"features_rest must be [N, K - 1, C] with K >= {n_bases}: {tuple(features_rest.shape)}"
+    )
     if backgrounds is not None:
         assert backgrounds.shape == (n_cameras, channels), (
             f"backgrounds must be [B, C] = [{n_cameras}, {channels}]: {tuple(backgrounds.shape)}"
         )
     tensors = {"means": means, "quats": quats, "scales": scales, "opacities": opacities, "features": features}
+    tensors |= {"features_rest": features_rest}
     tensors |= {"viewmats": viewmats, "Ks": Ks} | ({} if backgrounds is None else {"backgrounds": backgrounds})
     for name, tensor in tensors.items():
         assert tensor.dtype == torch.float32, f"{name} must be float32: {tensor.dtype}"
@@ -128,7 +134,7 @@ def rasterize(
         absgrad,
         antialiased,
     )
-    return function(means, quats, scales, opacities, features, viewmats, Ks, backgrounds, settings)
+    return function(means, quats, scales, opacities, features, features_rest, viewmats, Ks, backgrounds, settings)
 
 
 @functools.cache
@@ -144,6 +150,7 @@ def _rasterize_cpu(
     scales: Tensor,
     opacities: Tensor,
     features: Tensor,
+    features_rest: Tensor,
     viewmats: Tensor,
     Ks: Tensor,
     backgrounds: Tensor | None,
@@ -154,7 +161,7 @@ def _rasterize_cpu(
     n_cameras, n = len(viewmats), len(means)
     positions = torch.inverse(viewmats)[:, :3, 3]
     radii, means2d, depths, conics, compensations, colors = Project.apply(
-        means, quats, scales, opacities, features, viewmats, positions, Ks, settings
+        means, quats, scales, opacities, features, features_rest, viewmats, positions, Ks, settings
     )
     opacities = opacities.expand(n_cameras, n)
     if settings.antialiased:
@@ -183,6 +190,7 @@ def _rasterize_cuda(
     scales: Tensor,
     opacities: Tensor,
     features: Tensor,
+    features_rest: Tensor,
     viewmats: Tensor,
     Ks: Tensor,
     backgrounds: Tensor | None,
@@ -194,7 +202,8 @@ def _rasterize_cuda(
         colors = features.expand(len(viewmats), *features.shape)
     else:
         positions = torch.inverse(viewmats)[:, :3, 3]
-        colors = torch.stack([evaluate_sh(settings.sh_degree, means - position, features) for position in positions])
+        harmonics = torch.cat([features[:, None], features_rest], dim=1)
+        colors = torch.stack([evaluate_sh(settings.sh_degree, means - position, harmonics) for position in positions])
     rendered, alpha, info = rasterization(
         means=means,
         quats=quats,

@@ -114,6 +114,7 @@ def rasterize_reference(
     width: int,
     height: int,
     *,
+    features_rest: Tensor | None = None,
     sh_degree: int | None = None,
     near_plane: float = 0.01,
     far_plane: float = 1e10,
@@ -123,13 +124,14 @@ def rasterize_reference(
     antialiased: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`rasterize` without its speed: the same arguments, features, depth and alpha as results."""
+    harmonics = features[:, None] if features_rest is None else torch.cat([features[:, None], features_rest], dim=1)
     images, depth_maps, alphas = [], [], []
     positions = torch.inverse(viewmats)[:, :3, 3]
     for b in range(len(viewmats)):
         means2d, covariances, depths, compensations, radii = project_reference(
             means, quats, scales, viewmats[b], Ks[b], width, height, near_plane, far_plane, eps2d, radius_clip
         )
-        channels = features if sh_degree is None else evaluate_sh(sh_degree, means - positions[b], features)
+        channels = features if sh_degree is None else evaluate_sh(sh_degree, means - positions[b], harmonics)
         seen = radii > 0
         inverses = torch.linalg.inv(covariances[seen])
         conics = torch.stack([inverses[:, 0, 0], inverses[:, 0, 1], inverses[:, 1, 1]], dim=-1)

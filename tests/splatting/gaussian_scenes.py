@@ -41,13 +41,15 @@ def random_scene(
     angles = [0.4 + 0.9 * b for b in range(n_cameras)]
     focal = 0.9 * width
     K = torch.tensor([[focal, 0, 0.45 * width], [0, 1.1 * focal, 0.56 * height], [0, 0, 1]], dtype=torch.float64)
-    features = (n, channels) if sh_degree is None else (n, (sh_degree + 1) ** 2, channels)
-    return {
+    scene = {
         "means": normal(n, 3) * torch.tensor([1.3, 1.0, 1.3], dtype=torch.float64),
         "quats": normal(n, 4),
         "scales": torch.exp(0.6 * normal(n, 3) - 2.0),
         "opacities": opacity * (0.05 + 0.95 * uniform(n)),
-        "features": normal(*features),
+        "features": normal(n, channels),
         "viewmats": torch.stack([look_at((3 * math.sin(a), -0.7, -3 * math.cos(a))) for a in angles]),
         "Ks": K.repeat(n_cameras, 1, 1),
     }
+    if sh_degree:
+        scene["features_rest"] = normal(n, (sh_degree + 1) ** 2 - 1, channels)
+    return scene

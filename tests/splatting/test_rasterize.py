@@ -177,8 +177,14 @@ def test_wrong_arguments_are_named_with_their_shape():
             rasterize(**(scene | {name: wrong}), width=8, height=8)
     with pytest.raises(AssertionError, match=r"backgrounds .*\(1, 3\)"):
         rasterize(**scene, width=8, height=8, backgrounds=torch.zeros(1, 3))
-    with pytest.raises(AssertionError, match=r"\[N, K, C\].*\(7, 4\)"):
-        rasterize(**scene, width=8, height=8, sh_degree=1)
+    for degree, rest, message in [
+        (1, None, r"features_rest .*K >= 4: \(7, 0, 4\)"),
+        (2, torch.zeros(7, 3, 4), r"features_rest .*K >= 9: \(7, 3, 4\)"),
+        (1, torch.zeros(7, 3, 5), r"features_rest .*C = 4: \(7, 3, 5\)"),
+        (4, torch.zeros(7, 24, 4), "sh_degree must be 0 to 3"),
+    ]:
+        with pytest.raises(AssertionError, match=message):
+            rasterize(**scene, width=8, height=8, sh_degree=degree, features_rest=rest)
 
 
 def test_two_python_threads_may_rasterize_at_once():

@@ -40,10 +40,11 @@ def _camera_rows(viewmats: Tensor, Ks: Tensor, positions: Tensor) -> NDArray[np.
 class Project(Function):
     """EWA projection and harmonics.
 
-    Takes means [N, 3], quats [N, 4], scales [N, 3], opacities [N] (looked at for NaN and inf only), features as in
-    `rasterize`, viewmats [B, 4, 4], camera positions [B, 3], Ks and settings. Gives radii [B, N], means2d [B, N, 2],
-    depths [B, N], conics [B, N, 3], antialiasing compensations [B, N], and colors [B, N, C] if features are harmonics.
-    Gradients flow to all but opacities (whose gradient comes from blending) and Ks, and to plain features not here.
+    Takes means [N, 3], quats [N, 4], scales [N, 3], opacities [N] (looked at for NaN and inf only), features [N, C],
+    features_rest [N, K - 1, C], viewmats [B, 4, 4], camera positions [B, 3], Ks and settings. Gives radii [B, N],
+    means2d [B, N, 2], depths [B, N], conics [B, N, 3], antialiasing compensations [B, N], and colors [B, N, C] if
+    features are harmonics. Gradients flow to all but opacities (whose gradient comes from blending) and Ks, and to
+    plain features not here.
     """
 
     @staticmethod
@@ -54,6 +55,7 @@ class Project(Function):
         scales: Tensor,
         opacities: Tensor,
         features: Tensor,
+        features_rest: Tensor,
         viewmats: Tensor,
         positions: Tensor,
         Ks: Tensor,
@@ -61,13 +63,13 @@ class Project(Function):
     ) -> tuple[Tensor, ...]:
         n_cameras, n, channels = len(viewmats), len(means), features.shape[-1]
         degree = -1 if settings.sh_degree is None else settings.sh_degree
-        n_coefficients = features.shape[1] if degree >= 0 else 1
+        n_rest = features_rest.shape[1]
         cameras = _camera_rows(viewmats, Ks, positions)
         radii = _empty(n_cameras, n, dtype=torch.int32)
         means2d, depths, conics = _empty(n_cameras, n, 2), _empty(n_cameras, n), _empty(n_cameras, n, 3)
         compensations = _empty(n_cameras, n)
         colors = _empty(n_cameras, n if degree >= 0 else 0, channels)
-        inputs = [_flat(tensor) for tensor in (means, quats, scales, opacities, features)]
+        inputs = [_flat(tensor) for tensor in (means, quats, scales, opacities, features, features_rest)]
         outputs = [_rows(tensor, n_cameras) for tensor in (radii, means2d, depths, conics, compensations, colors)]
         for b in range(n_cameras):
             threads.run(
@@ -82,11 +84,11 @@ class Project(Function):
                 float(settings.eps2d),
                 float(settings.radius_clip),
                 degree,
-                n_coefficients,
+                n_rest,
                 channels,
                 *(rows[b] for rows in outputs),
             )
-        ctx.save_for_backward(means, quats, scales, features, radii)
+        ctx.save_for_backward(means, quats, scales, features, features_rest, radii)
         ctx.cameras, ctx.settings = cameras, settings
         ctx.mark_non_differentiable(radii)
         ctx.set_materialize_grads(False)
@@ -94,13 +96,13 @@ class Project(Function):
 
     @staticmethod
     def backward(ctx: Any, *v_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        means, quats, scales, features, radii = ctx.saved_tensors
+        means, quats, scales, features, features_rest, radii = ctx.saved_tensors
         settings = ctx.settings
         n_cameras, n = radii.shape
         channels = features.shape[-1]
         degree = -1 if settings.sh_degree is None else settings.sh_degree
-        n_coefficients = features.shape[1] if degree >= 0 else 1
-        inputs = [_flat(tensor) for tensor in (means, quats, scales, features)]
+        n_rest = features_rest.shape[1]
+        inputs = [_flat(tensor) for tensor in (means, quats, scales, features, features_rest)]
         shapes = [(n, 2), (n,), (n, 3), (n,), (n, channels) if degree >= 0 else (0, channels)]
         given = [
             gradient if gradient is not None else _zeros(n_cameras, *shape)
@@ -108,9 +110,8 @@ class Project(Function):
         ]
         outputs = [_rows(tensor, n_cameras) for tensor in (radii, *given)]
         v_means, v_quats, v_scales = _empty(n, 3), _empty(n, 4), _empty(n, 3)
-        v_features = _empty(*features.shape) if degree >= 0 else None
-        gradients = [_flat(tensor) for tensor in (v_means, v_quats, v_scales)]
-        gradients.append(_flat(v_features) if v_features is not None else np.empty(0, np.float32))
+        v_features, v_features_rest = _empty(*features.shape), _empty(*features_rest.shape)
+        gradients = [_flat(tensor) for tensor in (v_means, v_quats, v_scales, v_features, v_features_rest)]
         ranges = threads.even_ranges(n, projection_kernels.CHUNK)
         v_cameras = np.zeros((n_cameras, len(ranges), 15), np.float32)
         for b in range(n_cameras):
@@ -123,7 +124,7 @@ class Project(Function):
                 float(settings.height),
                 float(settings.eps2d),
                 degree,
-                n_coefficients,
+                n_rest,
                 channels,
                 *(rows[b] for rows in outputs),
                 b > 0,
@@ -134,7 +135,8 @@ class Project(Function):
         v_viewmats = _zeros(n_cameras, 4, 4)
         v_viewmats[:, :3, :3] = v_camera[:, :9].view(-1, 3, 3)
         v_viewmats[:, :3, 3] = v_camera[:, 9:12]
-        return v_means, v_quats, v_scales, None, v_features, v_viewmats, v_camera[:, 12:], None, None
+        of_features = (v_features, v_features_rest) if degree >= 0 else (None, None)  # plain ones are blended
+        return v_means, v_quats, v_scales, None, *of_features, v_viewmats, v_camera[:, 12:], None, None
 
 
 class Blend(Function):

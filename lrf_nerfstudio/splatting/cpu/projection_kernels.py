@@ -251,25 +251,28 @@ def _harmonics_backward(degree, x, y, z, v):
 
 
 @inline
-def _weigh_coefficients(basis, lane, n_bases, coefficients, first, channels, out, target):
-    """out[target + c] = sum_k basis[k, lane] * coefficients[first + k * channels + c]; returns 0 * their sum."""
+def _weigh_coefficients(basis, lane, n_bases, constant, rest, first, channels, out, target):
+    """One Gaussian's harmonics weighed by their coefficients; returns 0 * the sum over the channels.
+
+    With b_k = basis[k, lane]: out[target + c] = b_0 constant[target + c] + sum_k b_k rest[first + (k - 1) channels + c]
+    """
     doubt = 0.0
     whole = channels // 4 * 4
     for c in range(0, whole, 4):
-        total = load_scalar(basis, lane) * load4(coefficients, first + c)
+        total = load_scalar(basis, lane) * load4(constant, target + c)
         other = broadcast4(0.0)
         for k in range(1, n_bases - 1, 2):  # two sums, so that one need not wait for the other
-            at = first + k * channels + c
-            total = fma(load_scalar(basis, k * LANES + lane), load4(coefficients, at), total)
-            other = fma(load_scalar(basis, (k + 1) * LANES + lane), load4(coefficients, at + channels), other)
+            at = first + (k - 1) * channels + c
+            total = fma(load_scalar(basis, k * LANES + lane), load4(rest, at), total)
+            other = fma(load_scalar(basis, (k + 1) * LANES + lane), load4(rest, at + channels), other)
         if n_bases % 2 == 0:
             k = n_bases - 1
-            total = fma(load_scalar(basis, k * LANES + lane), load4(coefficients, first + k * channels + c), total)
+            total = fma(load_scalar(basis, k * LANES + lane), load4(rest, first + (k - 1) * channels + c), total)
         store(out, target + c, total + other)
     for c in range(whole, channels):
-        value = 0.0
-        for k in range(n_bases):
-            value += basis[k, lane] * coefficients[first + k * channels + c]
+        value = basis[0, lane] * constant[target + c]
+        for k in range(1, n_bases):
+            value += basis[k, lane] * rest[first + (k - 1) * channels + c]
         out[target + c] = value
     for c in range(channels):
         doubt += 0.0 * out[target + c]
@@ -284,7 +287,8 @@ def project(
     quats,  # [N * 4]
     scales,  # [N * 3]
     opacities,  # [N]
-    features,  # [N * C], or [N * K * C] harmonics
+    features,  # [N * C], plain or the coefficients of degree 0
+    features_rest,  # [N * (K - 1) * C], those of the other harmonics
     camera,  # [CAMERA_SIZE]
     width,
     height,
@@ -293,7 +297,7 @@ def project(
     eps2d,
     radius_clip,
     degree,  # of the harmonics; -1: features are plain
-    n_coefficients,  # K
+    n_rest,  # K - 1
     channels,  # C
     radii,  # out [N]; 0: invisible, and all the other outputs are 0
     means2d,  # out [N * 2]
@@ -343,10 +347,10 @@ def project(
             radius_px = np.int32(scratch[11, lane])
             if radius_px > 0:
                 if degree >= 0:
-                    start = i * n_coefficients * channels
+                    start = i * n_rest * channels
                     n_bases = (degree + 1) * (degree + 1)
                     doubtful = _weigh_coefficients(
-                        basis, lane, n_bases, features, start, channels, colors, i * channels
+                        basis, lane, n_bases, features, features_rest, start, channels, colors, i * channels
                     )
                 else:
                     doubtful = 0.0
@@ -370,28 +374,23 @@ def project(
 
 
 @inline
-def _spread_coefficients(
-    basis, v_basis, lane, n_bases, coefficients, v_coefficients, first, channels, v_colors, source, add
-):
-    """Adjoint of `_weigh_coefficients`: writes (or adds to) v_coefficients, writes row `lane` of v_basis."""
+def _spread(basis, v_basis, k, lane, coefficients, v_coefficients, at, channels, v_colors, source, add):
+    """Adjoint of weighing the k-th harmonic: writes (or adds to) v_coefficients[at + c], writes v_basis[k, lane]."""
     whole = channels // 4 * 4
-    for k in range(n_bases):
-        total = broadcast4(0.0)
-        for c in range(0, whole, 4):
-            v = load4(v_colors, source + c)
-            at = first + k * channels + c
-            total = fma(v, load4(coefficients, at), total)
-            v_coefficient = load_scalar(basis, k * LANES + lane) * v
-            if add:
-                v_coefficient += load4(v_coefficients, at)
-            store(v_coefficients, at, v_coefficient)
-        value = lane_sum(total)
-        for c in range(whole, channels):
-            at = first + k * channels + c
-            value += v_colors[source + c] * coefficients[at]
-            v_coefficient = basis[k, lane] * v_colors[source + c]
-            v_coefficients[at] = v_coefficients[at] + v_coefficient if add else v_coefficient
-        store_scalar(v_basis, k * LANES + lane, value)
+    total = broadcast4(0.0)
+    for c in range(0, whole, 4):
+        v = load4(v_colors, source + c)
+        total = fma(v, load4(coefficients, at + c), total)
+        v_coefficient = load_scalar(basis, k * LANES + lane) * v
+        if add:
+            v_coefficient += load4(v_coefficients, at + c)
+        store(v_coefficients, at + c, v_coefficient)
+    value = lane_sum(total)
+    for c in range(whole, channels):
+        value += v_colors[source + c] * coefficients[at + c]
+        v_coefficient = basis[k, lane] * v_colors[source + c]
+        v_coefficients[at + c] = v_coefficients[at + c] + v_coefficient if add else v_coefficient
+    store_scalar(v_basis, k * LANES + lane, value)
 
 
 @inline
@@ -510,12 +509,13 @@ def project_backward(
     quats,
     scales,
     features,
+    features_rest,
     camera,
     width,
     height,
     eps2d,
     degree,
-    n_coefficients,
+    n_rest,
     channels,
     radii,
     v_means2d,  # [N * 2]
@@ -527,7 +527,8 @@ def project_backward(
     v_means,  # out [N * 3]
     v_quats,  # out [N * 4]
     v_scales,  # out [N * 3]
-    v_features,  # out [N * K * C]; touched only with harmonics
+    v_features,  # out [N * C]; touched only with harmonics
+    v_features_rest,  # out [N * (K - 1) * C]; touched only with harmonics
     v_cameras,  # out [chunks, 15]: rotation (9), translation (3), position (3)
 ):
     """Adjoint of `project`."""
@@ -547,9 +548,10 @@ def project_backward(
             v_quats[4 * i : 4 * i + 4] = 0.0
             v_scales[3 * i : 3 * i + 3] = 0.0
         if degree >= 0 and not add:
-            written = 0 if radii[i] <= 0 else n_bases
-            row = i * n_coefficients
-            v_features[(row + written) * channels : (row + n_coefficients) * channels] = 0.0
+            written = 0 if radii[i] <= 0 else n_bases - 1
+            if radii[i] <= 0:
+                v_features[i * channels : (i + 1) * channels] = 0.0
+            v_features_rest[(i * n_rest + written) * channels : (i + 1) * n_rest * channels] = 0.0
     for lane in range(LANES):  # lanes without a Gaussian compute on the last one, with gradients of zero
         ids[n_visible + lane] = ids[max(n_visible - 1, 0)]
     for first in range(0, n_visible, LANES):
@@ -567,10 +569,13 @@ def project_backward(
             _harmonics(degree, x, y, z, basis)
             for lane in range(count):
                 at = ids[first + lane]
-                start = at * n_coefficients * channels
-                _spread_coefficients(
-                    basis, v_basis, lane, n_bases, features, v_features, start, channels, v_colors, at * channels, add
-                )
+                own = at * channels
+                _spread(basis, v_basis, 0, lane, features, v_features, own, channels, v_colors, own, add)
+                for k in range(1, n_bases):
+                    start = (at * n_rest + k - 1) * channels
+                    _spread(
+                        basis, v_basis, k, lane, features_rest, v_features_rest, start, channels, v_colors, own, add
+                    )
             v_basis[:, count:] = 0.0
         mean, scale, quat, inverse_norm, rows, scaled, factor, _, inverse_z, slopes, jacobian, p0, p1 = _factors(
             camera, width, height, scratch
