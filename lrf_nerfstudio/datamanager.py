@@ -96,7 +96,7 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
             self._latent_cache = LatentCache(config.latent_cache_dir, vae)
             self.spatial_factor = vae.spatial_factor
         # [shifts][views], without a shift first
-        self._shifted_views: list[list[tuple[Cameras, dict[str, Any]]]] = []
+        self._shifted_views: list[list[tuple[Cameras, dict[str, Any]]]] = [[]]
         self._epoch = -1
         self._epoch_order: list[int] = []
 

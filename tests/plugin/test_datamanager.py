@@ -167,6 +167,10 @@ def test_shifted_views(tmp_path, tiny_vae, cached):
         make_datamanager(scene, tiny_vae, datamanager__shifts=0).encode_train_views()
 
 
+def test_there_are_no_training_views_before_they_are_encoded(floor_scene, tiny_vae):
+    assert make_datamanager(floor_scene, tiny_vae).train_views == []  # nerfstudio's viewer looks at every attribute
+
+
 def test_a_factor_of_one_has_no_parts_of_a_cell(floor_scene):
     datamanager = make_datamanager(floor_scene, Path("rgb"), datamanager__shifts=3)
     datamanager.encode_train_views()
