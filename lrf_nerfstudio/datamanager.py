@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -131,26 +131,27 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
     def _training_view(self, index: int) -> list[tuple[Cameras, dict[str, Any]]]:
         """Camera and batch of a view at each shift."""
         dataset, factor, shifts = self.train_dataset, self.spatial_factor, self.config.shifts
-        photograph = functools.cache(lambda: dataset.photograph(index))
         offsets = sorted({i * factor // shifts for i in range(shifts)})
+        height, width = dataset.size(index)
         views = []
         for top, left in itertools.product(offsets, offsets):
-            # The grid begins at another pixel when rows above and columns to the left of it are cut off.
-            camera = dataset.cameras[index : index + 1].to(self.device)
-            camera.cx, camera.cy = camera.cx - left, camera.cy - top
-            camera.width, camera.height = camera.width - left, camera.height - top
-            camera.metadata = {**(camera.metadata or {}), "cam_idx": index}
             latent = self.latent_cache.load_or_encode(
                 dataset.files(index),
                 dataset.preprocessing(index) | ({"cut": [top, left]} if top or left else {}),
-                functools.partial(_cut, photograph, top, left),
-                (int(camera.height), int(camera.width)),
+                functools.partial(_cut_photograph, dataset, index, top, left),
+                (height - top, width - left),
             )
             batch: dict[str, Any] = {"image_idx": index, "latent": latent.to(self.device)}
             if dataset.has_masks:
-                mask = photograph()[1]
+                mask = dataset.photograph(index)[1]
                 assert mask is not None
                 batch["latent_mask"] = downsample_mask(mask[top:, left:], factor).to(self.device)
+            camera = dataset.cameras[index : index + 1].to(self.device)
+            if top or left:
+                # The grid begins at another pixel when rows above and columns to the left of it are cut off.
+                camera.cx, camera.cy = camera.cx - left, camera.cy - top
+                camera.width, camera.height = camera.width - left, camera.height - top
+            camera.metadata = {**(camera.metadata or {}), "cam_idx": index}
             views.append((camera, batch))
         return views
 
@@ -203,8 +204,8 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         return int(self.train_dataset.cameras.width[0] * self.train_dataset.cameras.height[0])
 
 
-def _cut(photograph: Callable[[], tuple[Tensor, Tensor | None]], top: int, left: int) -> Tensor:
-    return photograph()[0][top:, left:]
+def _cut_photograph(dataset: PinholeDataset, index: int, top: int, left: int) -> Tensor:
+    return dataset.photograph(index)[0][top:, left:]
 
 
 class EvalViews:

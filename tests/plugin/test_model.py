@@ -244,11 +244,12 @@ def test_colours_for_ply_viewers_are_the_linear_map_of_the_field(floor_scene, ti
             model.quats,
             torch.exp(model.scales),
             torch.sigmoid(model.opacities).squeeze(-1),
-            torch.cat([model.shs_0[:, None], model.shs_rest], dim=1),
+            model.shs_0,
             world_to_camera(camera.camera_to_worlds),
             K,
             13,
             9,
+            features_rest=model.shs_rest,
             sh_degree=3,
             eps2d=model.config.dilation,
         )
