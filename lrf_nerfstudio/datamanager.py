@@ -1,9 +1,10 @@
 """Serves the latents of the training views and, for evaluation, photographs together with their latents."""
 
-import functools
+import copy
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,6 @@ from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatama
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
 from rich.progress import track
-from torch import Tensor
 from tyro.conf import Suppress
 
 from lrf_nerfstudio.dataparser import parse, setup_dataparser
@@ -122,38 +122,32 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         dataset = self.train_dataset
         dataset.check_sizes()
         self.eval_dataset.check_sizes()
+        offsets = sorted({i * self.spatial_factor // self.config.shifts for i in range(self.config.shifts)})
+        cuts = list(itertools.product(offsets, offsets))
+        # Cameras are cut all at once: small tensors that stay between photographs that go would fragment the memory.
+        cameras = [_cut_cameras(dataset.cameras, *cut) for cut in cuts]
         views = [
-            self._training_view(index)
+            [self._training_view(index, of_cut, *cut) for cut, of_cut in zip(cuts, cameras, strict=True)]
             for index in track(range(len(dataset)), description="Encoding the training views", transient=True)
         ]
         self._shifted_views = [list(of_shift) for of_shift in zip(*views, strict=True)]
 
-    def _training_view(self, index: int) -> list[tuple[Cameras, dict[str, Any]]]:
-        """Camera and batch of a view at each shift."""
-        dataset, factor, shifts = self.train_dataset, self.spatial_factor, self.config.shifts
-        offsets = sorted({i * factor // shifts for i in range(shifts)})
-        height, width = dataset.size(index)
-        views = []
-        for top, left in itertools.product(offsets, offsets):
-            latent = self.latent_cache.load_or_encode(
-                dataset.files(index),
-                dataset.preprocessing(index) | ({"cut": [top, left]} if top or left else {}),
-                functools.partial(_cut_photograph, dataset, index, top, left),
-                (height - top, width - left),
-            )
-            batch: dict[str, Any] = {"image_idx": index, "latent": latent.to(self.device)}
-            if dataset.has_masks:
-                mask = dataset.photograph(index)[1]
-                assert mask is not None
-                batch["latent_mask"] = downsample_mask(mask[top:, left:], factor).to(self.device)
-            camera = dataset.cameras[index : index + 1].to(self.device)
-            if top or left:
-                # The grid begins at another pixel when rows above and columns to the left of it are cut off.
-                camera.cx, camera.cy = camera.cx - left, camera.cy - top
-                camera.width, camera.height = camera.width - left, camera.height - top
-            camera.metadata = {**(camera.metadata or {}), "cam_idx": index}
-            views.append((camera, batch))
-        return views
+    def _training_view(self, index: int, cameras: Cameras, top: int, left: int) -> tuple[Cameras, dict[str, Any]]:
+        """Camera and batch of a view without `top` rows and `left` columns; `cameras` are all views', cut so."""
+        dataset = self.train_dataset
+        camera = cameras[index : index + 1].to(self.device)
+        camera.metadata = {**(camera.metadata or {}), "cam_idx": index}
+        latent = self.latent_cache.load_or_encode(
+            dataset.files(index),
+            dataset.preprocessing(index) | ({"cut": [top, left]} if top or left else {}),
+            lambda: dataset.photograph(index)[0][top:, left:],
+            (int(camera.height), int(camera.width)),
+        )
+        batch: dict[str, Any] = {"image_idx": index, "latent": latent.to(self.device)}
+        mask = dataset.photograph(index)[1] if dataset.has_masks else None
+        if mask is not None:
+            batch["latent_mask"] = downsample_mask(mask[top:, left:], self.spatial_factor).to(self.device)
+        return camera, batch
 
     def next_train(self, step: int) -> tuple[Cameras, dict[str, Any]]:
         """The camera and the batch {image_idx, latent [C, h, w], latent_mask [h, w] if there are masks} of a step.
@@ -194,7 +188,7 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         """All held-out views, each read when it is reached."""
         return EvalViews(self)
 
-    @functools.cached_property
+    @cached_property
     def eval_dataloader(self) -> FixedIndicesEvalDataloader:
         """What `ns-render spiral` takes its first camera from."""
         return FixedIndicesEvalDataloader(input_dataset=self.eval_dataset, device=self.device, num_workers=0)
@@ -204,8 +198,12 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         return int(self.train_dataset.cameras.width[0] * self.train_dataset.cameras.height[0])
 
 
-def _cut_photograph(dataset: PinholeDataset, index: int, top: int, left: int) -> Tensor:
-    return dataset.photograph(index)[0][top:, left:]
+def _cut_cameras(cameras: Cameras, top: int, left: int) -> Cameras:
+    """Cameras of photographs without `top` rows of pixels above and `left` columns: the latent grid begins there."""
+    cut = copy.copy(cameras)
+    cut.cx, cut.cy = cameras.cx - left, cameras.cy - top
+    cut.width, cut.height = cameras.width - left, cameras.height - top
+    return cut
 
 
 class EvalViews:

@@ -50,8 +50,11 @@ def estimate(options: EstimateCameras) -> tuple[int, int, int]:
         Number of photographs, of those whose camera was found, and of 3D points.
 
     Raises:
-        UserError: no photographs or unreadable ones, no overlap between them, or the output is there or unwritable.
+        UserError: no photographs or unreadable ones, no overlap between them, the output is there or unwritable, or the
+            reduction is out of range.
     """
+    if options.reduction < 1:
+        raise UserError(f"--reduction must be 1 or more, not {options.reduction}.")
     output = options.output.resolve()
     if output.exists():
         raise UserError(f"{options.output} (--output) is there already: remove it, or choose another folder.")
@@ -86,7 +89,8 @@ def _copy_reduced(photographs: list[Path], options: EstimateCameras, folder: Pat
         if options.reduction > 1:
             height, width = (length // options.reduction for length in image.shape[:2])
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
-        cv2.imwrite(str(folder / f"frame_{number:05d}.png"), image[..., ::-1])  # named as by ns-process-data
+        _, encoded = cv2.imencode(".png", image[..., ::-1])
+        (folder / f"frame_{number:05d}.png").write_bytes(encoded.tobytes())  # named as by ns-process-data
 
 
 def _reconstruct(
