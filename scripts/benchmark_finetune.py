@@ -16,9 +16,9 @@ from rich.console import Console
 from torch import Tensor
 
 from lrf_nerfstudio.correspondence import CorrespondenceConfig, find_correspondences, load_scene
-from lrf_nerfstudio.errors import exit_on_user_error
-from lrf_nerfstudio.finetune.loop import FineTuner
-from lrf_nerfstudio.finetune.stage1 import Stage1, Stage1Config
+from lrf_nerfstudio.training.loop import FineTuner
+from lrf_nerfstudio.training.stage1 import Stage1, Stage1Config
+from lrf_nerfstudio.utils.errors import exit_on_user_error
 
 
 @dataclass

@@ -31,10 +31,10 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from lrf_nerfstudio.files import replacing, write_atomically
 from lrf_nerfstudio.splatting import rasterize
 from lrf_nerfstudio.splatting.reference import blend_reference
 from lrf_nerfstudio.splatting.settings import RasterSettings
+from lrf_nerfstudio.utils.files import replacing, write_atomically
 
 FORWARD_FLOPS, FORWARD_FLOPS_PER_CHANNEL = 31, 2
 """Of one Gaussian in one pixel; 2 for a multiply-add. Alpha takes 28 of them, half of that the exponential."""

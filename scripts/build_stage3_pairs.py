@@ -17,8 +17,8 @@ import torch
 import tyro
 from rich.console import Console
 
-from lrf_nerfstudio.errors import UserError, exit_on_user_error
-from lrf_nerfstudio.pair_building import PairConfig, build_scenes, check_names
+from lrf_nerfstudio.plugin.pair_building import PairConfig, build_scenes, check_names
+from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.vae import VAEConfig
 
 

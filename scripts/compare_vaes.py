@@ -24,7 +24,6 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lrf_nerfstudio.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.evaluation.decoding import (
     decoding_figure,
     decoding_table,
@@ -34,10 +33,11 @@ from lrf_nerfstudio.evaluation.decoding import (
 )
 from lrf_nerfstudio.evaluation.metrics import ImageMetrics
 from lrf_nerfstudio.evaluation.names import named
-from lrf_nerfstudio.files import replacing, write_atomically
-from lrf_nerfstudio.finetune.pairs import ScenePairs
-from lrf_nerfstudio.fitting import FittingConfig
-from lrf_nerfstudio.pair_building import PairConfig, build_scenes, check_names
+from lrf_nerfstudio.plugin.fitting import FittingConfig
+from lrf_nerfstudio.plugin.pair_building import PairConfig, build_scenes, check_names
+from lrf_nerfstudio.training.data.scene_pairs import ScenePairs
+from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.utils.files import replacing, write_atomically
 from lrf_nerfstudio.vae import VAE, VAEConfig
 from lrf_nerfstudio.vae.sources import RGB
 

@@ -21,8 +21,8 @@ from nerfstudio.process_data.colmap_utils import colmap_to_json
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from lrf_nerfstudio.errors import UserError, exit_on_user_error
-from lrf_nerfstudio.vae.training import find_images, read_image
+from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.utils.images import find_images, read_image
 
 
 @dataclass

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from lrf_nerfstudio.errors import exit_on_user_error
+from lrf_nerfstudio.utils.errors import exit_on_user_error
 
 
 @dataclass

@@ -8,9 +8,9 @@ Example: `python scripts/finetune_stage1.py --scenes plush kitchen --vae madebyo
 
 import tyro
 
-from lrf_nerfstudio.errors import exit_on_user_error
-from lrf_nerfstudio.finetune.loop import FineTuner
-from lrf_nerfstudio.finetune.stage1 import Stage1, Stage1Config, load_scenes
+from lrf_nerfstudio.training.loop import FineTuner
+from lrf_nerfstudio.training.stage1 import Stage1, Stage1Config, load_scenes
+from lrf_nerfstudio.utils.errors import exit_on_user_error
 
 
 @exit_on_user_error()

@@ -10,9 +10,9 @@ Example: `python scripts/build_stage3_pairs.py --scenes plush kitchen --vae taes
 
 import tyro
 
-from lrf_nerfstudio.errors import exit_on_user_error
-from lrf_nerfstudio.finetune.loop import FineTuner
-from lrf_nerfstudio.finetune.stage3 import Stage3, Stage3Config
+from lrf_nerfstudio.training.loop import FineTuner
+from lrf_nerfstudio.training.stage3 import Stage3, Stage3Config
+from lrf_nerfstudio.utils.errors import exit_on_user_error
 
 
 @exit_on_user_error()

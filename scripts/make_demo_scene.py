@@ -24,7 +24,7 @@ from PIL import Image
 from plyfile import PlyData, PlyElement
 from rich.progress import track
 
-from lrf_nerfstudio.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 Vec3: TypeAlias = tuple[float, float, float]

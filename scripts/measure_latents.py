@@ -21,11 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lrf_nerfstudio.correspondence import CorrespondenceConfig, find_correspondences, load_scene
-from lrf_nerfstudio.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.evaluation.latents import measure_scene
 from lrf_nerfstudio.evaluation.names import named, scene_names
 from lrf_nerfstudio.evaluation.spectra import spectrum_figure
-from lrf_nerfstudio.files import replacing, write_atomically
+from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.utils.files import replacing, write_atomically
 from lrf_nerfstudio.vae import VAEConfig
 
 

@@ -14,8 +14,8 @@ import tyro
 import yaml
 from rich.console import Console
 
-from lrf_nerfstudio.errors import UserError, exit_on_user_error
-from lrf_nerfstudio.files import write_atomically
+from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.utils.files import write_atomically
 from lrf_nerfstudio.vae import VAEConfig
 
 
@@ -37,7 +37,7 @@ def set_vae(options: SetVAE) -> Path:
     Raises:
         UserError: the scene or the VAE cannot be read, or the scene was trained with another encoder.
     """
-    from lrf_nerfstudio.trainer import LatentTrainerConfig, find_checkpoint, load_checkpoint
+    from lrf_nerfstudio.plugin.trainer import LatentTrainerConfig, find_checkpoint, load_checkpoint
 
     try:
         # As nerfstudio reads it, which constructs any object: see the README on whose configurations to open.

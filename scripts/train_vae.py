@@ -11,8 +11,8 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lrf_nerfstudio.errors import UserError
-from lrf_nerfstudio.vae.training import TrainVAEConfig, VAETrainer
+from lrf_nerfstudio.training.pretrain import TrainVAEConfig, VAETrainer
+from lrf_nerfstudio.utils.errors import UserError
 
 
 def train(config: TrainVAEConfig) -> None:

@@ -11,6 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
+pytest_plugins = ["scene_fixtures"]
+
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from lrf_nerfstudio.correspondence.pairs import PairMatches
 from lrf_nerfstudio.correspondence.scene import Scene, View
-from lrf_nerfstudio.errors import UserError
-from lrf_nerfstudio.files import cache_directory, file_sha256, read_tensors, write_tensors
+from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.files import cache_directory, file_sha256, read_tensors, write_tensors
 
 _FORMAT = 1  # part of every key: raise it when what is stored changes its meaning
 

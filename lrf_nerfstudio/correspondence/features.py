@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.utils.errors import UserError
 
 OVERVIEW_FEATURES = 256
 """Features, the largest ones, that :func:`common_features` compares photographs by."""

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from lrf_nerfstudio.correspondence.matching import SceneCorrespondences
-from lrf_nerfstudio.errors import UserError
-from lrf_nerfstudio.files import replacing
+from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.files import replacing
 
 HEIGHT = 900
 """Pixels that both photographs are as high as in the figure."""

@@ -28,7 +28,7 @@ from lrf_nerfstudio.correspondence.pairs import (
     shared_points,
 )
 from lrf_nerfstudio.correspondence.scene import Scene, View
-from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.utils.errors import UserError
 
 
 @dataclass

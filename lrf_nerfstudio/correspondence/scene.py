@@ -9,8 +9,8 @@ import numpy as np
 
 from lrf_nerfstudio.correspondence.colmap import has_model, read_model
 from lrf_nerfstudio.correspondence.tracks import Tracks, tracks_of_model
-from lrf_nerfstudio.errors import UserError
-from lrf_nerfstudio.poses import check_pose
+from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.poses import check_pose
 
 if TYPE_CHECKING:
     import pycolmap

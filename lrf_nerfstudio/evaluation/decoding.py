@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrf_nerfstudio.evaluation.metrics import ImageMetrics
-from lrf_nerfstudio.finetune.latent_crops import KINDS
-from lrf_nerfstudio.finetune.pairs import ScenePairs
+from lrf_nerfstudio.training.data.latent_crops import KINDS
+from lrf_nerfstudio.training.data.scene_pairs import ScenePairs
 from lrf_nerfstudio.vae import VAE
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrf_nerfstudio.errors import UserError
 from lrf_nerfstudio.evaluation.metrics import psnr_and_ssim
 from lrf_nerfstudio.evaluation.spectra import RadialSpectrum, detail_power
+from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.images import read_image
 from lrf_nerfstudio.vae import VAE, sample_latents
-from lrf_nerfstudio.vae.training import read_image
 
 if TYPE_CHECKING:
     from lrf_nerfstudio.correspondence import SceneCorrespondences

@@ -5,7 +5,7 @@ from pytorch_msssim import ssim
 from rich.console import Console
 from torch import Tensor
 
-from lrf_nerfstudio.lpips import load_lpips
+from lrf_nerfstudio.utils.lpips import load_lpips
 
 
 def psnr_and_ssim(picture: Tensor, photograph: Tensor, mask: Tensor | None = None) -> dict[str, float]:

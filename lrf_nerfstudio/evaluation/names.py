@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.utils.errors import UserError
 
 
 def named(vaes: Sequence[str], option: str) -> dict[str, str]:

@@ -6,8 +6,7 @@ Importing this package costs torch alone; diffusers is imported when an autoenco
 from lrf_nerfstudio.vae.autoencoder import VAE, VAEConfig, fingerprints
 from lrf_nerfstudio.vae.cache import LatentCache, default_cache_directory
 from lrf_nerfstudio.vae.grid import downsample_mask, latent_size, pad_to_multiple, sample_latents, unpad
-from lrf_nerfstudio.vae.linear_rgb import LinearRGB
-from lrf_nerfstudio.vae.normalization import FieldNormalization
+from lrf_nerfstudio.vae.maps import FieldNormalization, LinearRGB
 
 __all__ = [
     "VAE",

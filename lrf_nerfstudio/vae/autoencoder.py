@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae.grid import apply_tiled, latent_size, pad_to_multiple, unpad
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrf_nerfstudio.errors import UserError
-from lrf_nerfstudio.files import cache_directory, file_sha256, read_tensors, write_tensors
+from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.files import cache_directory, file_sha256, read_tensors, write_tensors
 from lrf_nerfstudio.vae.autoencoder import VAE
 from lrf_nerfstudio.vae.grid import latent_size
 

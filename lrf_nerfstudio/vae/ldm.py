@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.utils.errors import UserError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

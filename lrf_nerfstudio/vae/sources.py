@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae.ldm import load_ldm
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from lrf_nerfstudio.correspondence.features import (
     detect_features,
     match_descriptors,
 )
-from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.utils.errors import UserError
 
 
 def texture(height, width, seed=0):

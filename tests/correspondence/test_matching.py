@@ -22,7 +22,7 @@ from lrf_nerfstudio.correspondence import (
 from lrf_nerfstudio.correspondence.epipolar import fundamental_matrix, pinhole_matrix, sampson_distance, undistort
 from lrf_nerfstudio.correspondence.features import Features
 from lrf_nerfstudio.correspondence.pairs import pose_errors
-from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.utils.errors import UserError
 
 BASELINE, FOCAL = 1.0, 300.0
 PATCH_I, PATCH_J = (60, 40), (150, 170)  # (x, y) of something that is in two different places

@@ -28,7 +28,7 @@ from PIL import Image
 from lrf_nerfstudio.correspondence import load_scene
 from lrf_nerfstudio.correspondence.epipolar import undistort
 from lrf_nerfstudio.correspondence.tracks import project
-from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.utils.errors import UserError
 
 
 @pytest.fixture

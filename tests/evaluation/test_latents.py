@@ -9,11 +9,11 @@ from averaging_vae import averaging_vae
 from PIL import Image
 
 from lrf_nerfstudio.correspondence import PairMatches, Scene, SceneCorrespondences, View
-from lrf_nerfstudio.errors import UserError
 from lrf_nerfstudio.evaluation.latents import LatentMeasures, match_distances, measure_scene
 from lrf_nerfstudio.evaluation.metrics import psnr_and_ssim
+from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.images import read_image
 from lrf_nerfstudio.vae import VAE
-from lrf_nerfstudio.vae.training import read_image
 
 SHIFT = 8  # pixels, a multiple of the VAE's factor 4
 

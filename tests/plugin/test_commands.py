@@ -18,9 +18,9 @@ from PIL import Image
 from plyfile import PlyData
 from tiny_scenes import floor_color
 
-from lrf_nerfstudio.field import LatentField
-from lrf_nerfstudio.model import world_to_camera
-from lrf_nerfstudio.pipeline import LatentPipeline
+from lrf_nerfstudio.field.latent_field import LatentField
+from lrf_nerfstudio.plugin.model import world_to_camera
+from lrf_nerfstudio.plugin.pipeline import LatentPipeline
 
 
 @pytest.fixture(scope="module")

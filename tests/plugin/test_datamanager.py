@@ -11,7 +11,7 @@ from in_process import make_config, make_pipeline
 from PIL import Image
 from tiny_scenes import Lens, write_scene
 
-from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAEConfig, downsample_mask
 
 

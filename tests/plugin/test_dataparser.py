@@ -23,10 +23,10 @@ from tiny_scenes import (
     write_scene,
 )
 
-from lrf_nerfstudio.dataparser import parse, setup_dataparser
-from lrf_nerfstudio.dataset import PinholeDataset
-from lrf_nerfstudio.errors import UserError
-from lrf_nerfstudio.poses import check_pose
+from lrf_nerfstudio.plugin.dataparser import parse, setup_dataparser
+from lrf_nerfstudio.plugin.dataset import PinholeDataset
+from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.poses import check_pose
 
 
 def parse_scene(scene: Path, split: str = "train", **options):

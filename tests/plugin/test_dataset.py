@@ -12,9 +12,9 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from PIL import Image
 from tiny_scenes import Lens, edit_transforms, photograph, poses_around, write_scene
 
-from lrf_nerfstudio.dataparser import parse, setup_dataparser
-from lrf_nerfstudio.dataset import PinholeDataset
-from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.plugin.dataparser import parse, setup_dataparser
+from lrf_nerfstudio.plugin.dataset import PinholeDataset
+from lrf_nerfstudio.utils.errors import UserError
 
 OPENCV = Lens(121, 90, 100.0, (58.3, 47.1), "OPENCV", {"k1": -0.16, "k2": 0.05, "p1": 0.004, "p2": -0.006})
 FISHEYE = Lens(121, 90, 80.0, (58.3, 47.1), "OPENCV_FISHEYE", {"k1": 0.08, "k2": -0.02, "k3": 0.004, "k4": -0.001})

@@ -13,10 +13,10 @@ from nerfstudio.model_components.renderers import background_color_override_cont
 from tiny_scenes import Lens, write_scene
 from tiny_vaes import make_vae
 
-from lrf_nerfstudio.errors import UserError
-from lrf_nerfstudio.initialization import mean_latents_at_projections
-from lrf_nerfstudio.model import SH_C0, LatentSplatfactoModel, world_to_camera
+from lrf_nerfstudio.field.seeding import mean_latents_at_projections
+from lrf_nerfstudio.plugin.model import SH_C0, LatentSplatfactoModel, world_to_camera
 from lrf_nerfstudio.splatting import rasterize
+from lrf_nerfstudio.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,12 @@ from test_trainer import assert_equal
 from tiny_scenes import Lens, write_scene
 from tiny_vaes import make_vae
 
-from lrf_nerfstudio.errors import UserError
-from lrf_nerfstudio.finetune.loop import FineTuner
-from lrf_nerfstudio.finetune.pairs import INDEX, ScenePairs, read_pairs
-from lrf_nerfstudio.finetune.stage3 import Stage3, Stage3Config
-from lrf_nerfstudio.fitting import FieldFit, FittingConfig
-from lrf_nerfstudio.pair_building import CONTACT_SHEET, PairConfig, build_scene, build_scenes, render_views
+from lrf_nerfstudio.plugin.fitting import FieldFit, FittingConfig
+from lrf_nerfstudio.plugin.pair_building import CONTACT_SHEET, PairConfig, build_scene, build_scenes, render_views
+from lrf_nerfstudio.training.data.scene_pairs import INDEX, ScenePairs, read_pairs
+from lrf_nerfstudio.training.loop import FineTuner
+from lrf_nerfstudio.training.stage3 import Stage3, Stage3Config
+from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAE, VAEConfig
 
 RUN = Path("field", "latent-splatfacto", "run")
@@ -190,7 +190,7 @@ def test_processes_share_the_scenes(tmp_path, tiny_vae, monkeypatch, capsys):
 
 def build(scene: Path, vae: Path, output: Path) -> None:
     """What the killed process runs; checkpoints every 40 steps."""
-    from lrf_nerfstudio.method import latent_splatfacto
+    from lrf_nerfstudio.plugin.method import latent_splatfacto
 
     latent_splatfacto.config.steps_per_save = 40
     build_scene(scene, VAEConfig(str(vae)).setup(), output, PairConfig(steps=300, snapshots=(100, 200)))

@@ -1,7 +1,7 @@
 import threading
 import time
 
-from lrf_nerfstudio.trainer import FairLock
+from lrf_nerfstudio.plugin.trainer import FairLock
 
 
 def test_who_waits_is_next():

@@ -33,7 +33,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from tiny_scenes import look_at_origin
 
-from lrf_nerfstudio.model import LatentSplatfactoModel
+from lrf_nerfstudio.plugin.model import LatentSplatfactoModel
 
 pytestmark = pytest.mark.browser
 
@@ -330,7 +330,7 @@ def test_previews_while_moving_are_not_decoded_and_the_decoded_picture_follows(m
 def test_a_field_in_training_is_shown_in_full_however_fast_its_renders_are(
     floor_scene, tiny_vae, tmp_path, monkeypatch, rays_per_second
 ):
-    monkeypatch.setattr("lrf_nerfstudio.trainer.PICTURE_SECONDS", 2.0)
+    monkeypatch.setattr("lrf_nerfstudio.plugin.trainer.PICTURE_SECONDS", 2.0)
     config = make_config(floor_scene, tiny_vae, tmp_path)
     config.vis = "viewer"
     config.save_config()

@@ -232,7 +232,7 @@ expected = total()
 with multiprocessing.get_context("fork").Pool(1) as pool:
     assert pool.apply_async(total).get(timeout=60) == expected
 """
-    subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(Path(__file__).parents[1] / "helpers")], check=True, timeout=120)
 
 
 def test_kernels_compile_where_no_cache_can_be_kept():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_autoencoders import tiny_kl, tiny_taesd
 
-from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAE, VAEConfig, latent_size, pad_to_multiple
 
 

@@ -11,7 +11,7 @@ from latent_diffusion import ldm_layout
 from safetensors.torch import load_file, save_file
 from tiny_autoencoders import tiny_kl, tiny_taesd
 
-from lrf_nerfstudio.errors import UserError
+from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAE, VAEConfig
 from lrf_nerfstudio.vae.sources import asset_names
 

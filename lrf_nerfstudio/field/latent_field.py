@@ -1,0 +1,154 @@
+"""A trained latent radiance field as one file: everything that rendering needs besides the VAE, without nerfstudio."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrf_nerfstudio.splatting import rasterize
+from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.files import write_atomically
+from lrf_nerfstudio.vae import VAE, FieldNormalization, LinearRGB
+
+FORMAT = "lrf-nerfstudio field 1"
+"""Written into every file; a reader refuses what it does not know."""
+
+GAUSSIANS = ("means", "quats", "scales", "opacities", "features")
+
+
+@dataclass
+class LatentField:
+    """Gaussians with latent colours, and what turns their renders into latents.
+
+    Attributes:
+        means: [N, 3], in the scene's coordinates as nerfstudio trains them (see `scene_transform`).
+        quats: [N, 4], wxyz, not normalised.
+        scales: [N, 3], standard deviations along the axes, in scene units.
+        opacities: [N], in [0, 1].
+        features: [N, K, C], spherical-harmonic coefficients of the field latent, K = (degree + 1)^2.
+        background: [C], the field latent behind the Gaussians.
+        normalization: field latent to latent.
+        linear_rgb: latent to RGB.
+        spatial_factor: f, image pixels per latent pixel along each axis.
+        dilation: added to the diagonal of projected covariances, in square latent pixels.
+        vae_source: the VAE that the field was trained with, as its `--pipeline.vae.source`.
+        vae_fingerprint: identifies that VAE's latent space.
+        scene_transform: [3, 4], from the data set's coordinates to the scene's, before scaling.
+        scene_scale: factor from the data set's lengths to the scene's.
+    """
+
+    means: Tensor
+    quats: Tensor
+    scales: Tensor
+    opacities: Tensor
+    features: Tensor
+    background: Tensor
+    normalization: FieldNormalization
+    linear_rgb: LinearRGB
+    spatial_factor: int
+    dilation: float
+    vae_source: str
+    vae_fingerprint: str
+    scene_transform: Tensor
+    scene_scale: float
+
+    @torch.no_grad()
+    def render(self, viewmat: Tensor, K: Tensor, width: int, height: int) -> Tensor:
+        """The latent of a pinhole camera's picture.
+
+        Args:
+            viewmat: [4, 4], world-to-camera in the scene's coordinates, OpenCV axes.
+            K: [3, 3], intrinsics in image pixels.
+            width: of the picture, in image pixels.
+            height: of the picture, in image pixels.
+
+        Returns:
+            [C, ceil(height / f), ceil(width / f)], the latent that `VAE.decode` takes.
+        """
+        latent_K = torch.cat([K[:2] / self.spatial_factor, K[2:]])
+        rendered, _, alpha, _ = rasterize(
+            self.means,
+            self.quats,
+            self.scales,
+            self.opacities,
+            self.features[:, 0],
+            viewmat[None],
+            latent_K[None],
+            math.ceil(width / self.spatial_factor),
+            math.ceil(height / self.spatial_factor),
+            features_rest=self.features[:, 1:],
+            sh_degree=math.isqrt(self.features.shape[1]) - 1,
+            eps2d=self.dilation,
+            render_depth=False,
+        )
+        return self.normalization.to_latent(rendered[0] + (1 - alpha[0]) * self.background)
+
+    def check_vae(self, vae: VAE) -> None:
+        """Check that a VAE decodes this field's latents.
+
+        Raises:
+            UserError: its encoder is not the one that the field was trained with.
+        """
+        if vae.fingerprint != self.vae_fingerprint:
+            raise UserError(
+                f"The field was trained in the latent space of the VAE {self.vae_source!r}, not of {vae.source!r}."
+            )
+
+    def save(self, path: Path) -> None:
+        """Write the field as a safetensors file, complete or not at all."""
+        from safetensors.torch import save
+
+        tensors = {name: getattr(self, name) for name in (*GAUSSIANS, "background", "scene_transform")}
+        tensors |= {f"normalization.{name}": value for name, value in self.normalization.state_dict().items()}
+        tensors |= {f"linear_rgb.{name}": value for name, value in self.linear_rgb.state_dict().items()}
+        description = {
+            "spatial_factor": self.spatial_factor,
+            "dilation": self.dilation,
+            "vae_source": self.vae_source,
+            "vae_fingerprint": self.vae_fingerprint,
+            "scene_scale": self.scene_scale,
+        }
+        content = save(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            {"format": FORMAT, "field": json.dumps(description)},
+        )
+        try:
+            write_atomically(path, content)
+        except OSError as error:
+            raise UserError(f"The field could not be written to {path}: {error}.") from error
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | str = "cpu") -> "LatentField":
+        """Read a field that `save` wrote.
+
+        Raises:
+            UserError: the file is missing, damaged, or something else.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                metadata: Mapping[str, str] = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise UserError(f"{path} is not a latent field of this version: its format is not {FORMAT!r}.")
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"The field {path} cannot be read: {error}.") from error
+        description: dict[str, Any] = json.loads(metadata["field"])
+        channels = tensors["features"].shape[-1]
+        normalization, linear_rgb = FieldNormalization(channels), LinearRGB(channels)
+        for prefix, module in (("normalization.", normalization), ("linear_rgb.", linear_rgb)):
+            module.load_state_dict(
+                {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            )
+        return cls(
+            **{name: tensors[name] for name in (*GAUSSIANS, "background", "scene_transform")},
+            normalization=normalization.to(device),
+            linear_rgb=linear_rgb.to(device),
+            **description,
+        )

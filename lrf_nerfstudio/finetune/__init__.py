@@ -1,1 +1,0 @@
-"""Tuning an autoencoder for radiance fields: pairs of crops, pairs of latents and photographs, losses, and the loop."""

@@ -1,0 +1,1 @@
+"""What nerfstudio sees: the method, its trainer, pipeline, data and model."""

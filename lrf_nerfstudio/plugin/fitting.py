@@ -1,0 +1,150 @@
+"""Fits radiance fields to many scenes in one process, through what `ns-train latent-splatfacto` runs."""
+
+import copy
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
+from nerfstudio.utils import profiler, writer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lrf_nerfstudio.plugin.method import latent_splatfacto
+from lrf_nerfstudio.plugin.pipeline import LatentPipeline
+from lrf_nerfstudio.plugin.trainer import LatentTrainer, LatentTrainerConfig
+from lrf_nerfstudio.utils.memory import peak_memory, reset_peak_memory
+
+
+@dataclass
+class FittingConfig:
+    """How fields are fitted; all else is as `ns-train latent-splatfacto` has it by default."""
+
+    steps: int = 3000
+    """Steps that each field is fitted for."""
+    downscale_factor: int | None = None
+    """N takes the photographs from images_N; nerfstudio chooses where none is given."""
+
+
+class FieldFit:
+    """The fit of a field to a scene; one that was interrupted goes on from its last checkpoint.
+
+    Attributes:
+        trainer: set up and, where there was a checkpoint, loaded.
+        steps: that the field has been fitted for.
+        seconds: that setting up (encoding the photographs, where the cache lacks them) and fitting took.
+    """
+
+    def __init__(self, scene: Path, vae: str, output: Path, config: FittingConfig, latest: int | None = None) -> None:
+        """Encodes the photographs, or takes their latents from the cache, and takes up the run in `output`.
+
+        Args:
+            scene: a data set in nerfstudio's format.
+            vae: the autoencoder, as `--pipeline.vae.source`.
+            output: the run is in `field/latent-splatfacto/run` there.
+            config: how to fit.
+            latest: a checkpoint of more steps than this is not taken up: the fit begins anew.
+
+        Raises:
+            SystemExit: the data or the VAE cannot be used; what is wrong has been printed.
+        """
+        start = time.perf_counter()
+        reset_peak_memory()
+        _forget_writers()
+        options = trainer_config(scene, vae, output, config)
+        models = options.get_checkpoint_dir()
+        checkpoints = sorted(models.glob("step-*.ckpt"))
+        if checkpoints and (latest is None or _steps_of(checkpoints[-1]) <= latest):
+            options.load_dir = models
+        for seed in (random.seed, np.random.seed, torch.manual_seed):  # as ns-train does
+            seed(options.machine.seed)
+        options.save_config()
+        self.trainer: LatentTrainer = options.setup(local_rank=0, world_size=1)
+        self.trainer.setup()
+        self.steps = self._began_at = self.trainer._start_step
+        self.seconds = time.perf_counter() - start
+
+    @property
+    def pipeline(self) -> LatentPipeline:
+        """The data, the VAE and the field."""
+        pipeline = self.trainer.pipeline
+        assert isinstance(pipeline, LatentPipeline)
+        return pipeline
+
+    def run(self, snapshots: Sequence[int], take: Callable[[int], None]) -> None:
+        """Fits to the end.
+
+        Args:
+            snapshots: steps, none before `self.steps`.
+            take: called with each of them when the field has been fitted for so many; the pipeline is in evaluation
+                mode then.
+
+        Raises:
+            SystemExit: a checkpoint cannot be written; what is wrong has been printed.
+        """
+        total = self.trainer.config.max_num_iterations
+
+        def take_now() -> None:
+            start = time.perf_counter()
+            self.pipeline.eval()
+            take(self.steps)
+            self.seconds -= time.perf_counter() - start
+
+        def after(step: int) -> None:
+            self.steps = step + 1
+            progress.update(task, completed=self.steps)
+            if self.steps in snapshots:
+                take_now()
+
+        start = time.perf_counter()
+        if self.steps in snapshots:
+            take_now()
+        if self.steps < total:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
+                task = progress.add_task("Fitting", total=total, completed=self.steps)
+                location = TrainingCallbackLocation.AFTER_TRAIN_ITERATION
+                self.trainer.callbacks.append(TrainingCallback([location], after))
+                self.trainer.train()
+        self.seconds += time.perf_counter() - start
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """What the fit took: `seconds`, and peak memory as `gigabytes` where the system tells it.
+
+        Empty for a fit that was taken up from a checkpoint, of which only a part is known.
+        """
+        if self._began_at > 0:
+            return {}
+        memory = peak_memory()
+        return {"seconds": self.seconds} | ({} if memory is None else {"gigabytes": memory / 1e9})
+
+
+def trainer_config(scene: Path, vae: str, output: Path, config: FittingConfig) -> LatentTrainerConfig:
+    """The method's configuration for a scene, without viewer and without the pictures of a run that is watched."""
+    options = copy.deepcopy(latent_splatfacto.config)
+    assert isinstance(options, LatentTrainerConfig)
+    options.data = options.pipeline.datamanager.data = scene
+    options.pipeline.vae.source = vae
+    options.pipeline.datamanager.dataparser.downscale_factor = config.downscale_factor
+    options.output_dir, options.experiment_name, options.timestamp = output, "field", "run"
+    options.max_num_iterations = config.steps
+    options.vis, options.steps_per_eval_image, options.logging.local_writer.enable = "tensorboard", 0, False
+    return options
+
+
+def _steps_of(checkpoint: Path) -> int:
+    """Steps that a field has been fitted for when its checkpoint `step-<number of the last one>.ckpt` was written."""
+    return int(checkpoint.stem.removeprefix("step-")) + 1
+
+
+def _forget_writers() -> None:
+    """Empties the lists of event writers and profilers, which nerfstudio keeps for the life of a process."""
+    for event_writer in writer.EVENT_WRITERS:
+        if isinstance(event_writer, writer.TensorboardWriter):
+            event_writer.tb_writer.close()
+    for kept in (writer.EVENT_WRITERS, writer.EVENT_STORAGE, profiler.PROFILER):
+        kept.clear()

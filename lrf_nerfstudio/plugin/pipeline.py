@@ -1,0 +1,195 @@
+"""Owns the VAE: loads it once, for the datamanager (which encodes) and the model (which decodes)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from nerfstudio.pipelines.base_pipeline import Pipeline, VanillaPipeline, VanillaPipelineConfig
+from nerfstudio.utils import profiler
+from rich.progress import track
+from torch import Tensor
+from torchvision.utils import save_image
+
+from lrf_nerfstudio.field.seeding import mean_latents_at_projections
+from lrf_nerfstudio.plugin.datamanager import LatentDatamanager, LatentDatamanagerConfig
+from lrf_nerfstudio.plugin.ffmpeg import provide_ffmpeg
+from lrf_nerfstudio.plugin.model import LatentSplatfactoModel, LatentSplatfactoModelConfig, world_to_camera
+from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.vae import FieldNormalization, LinearRGB, VAEConfig
+
+MAX_VIEWS_FOR_LINEAR_RGB = 16
+"""Photographs that the linear latent-to-RGB map is fitted to: 3 (C + 1) numbers need no more."""
+
+
+@dataclass
+class LatentPipelineConfig(VanillaPipelineConfig):
+    """Configuration of the data, the VAE and the model."""
+
+    _target: type = field(default_factory=lambda: LatentPipeline)
+    datamanager: LatentDatamanagerConfig = field(default_factory=LatentDatamanagerConfig)
+    """The photographs and their latents."""
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    """The autoencoder whose latent space the scene is trained in."""
+    model: LatentSplatfactoModelConfig = field(default_factory=LatentSplatfactoModelConfig)
+    """The radiance field."""
+
+
+class LatentPipeline(VanillaPipeline):
+    """VAE, datamanager and model of a latent radiance field.
+
+    Only training (`test_mode="val"`) encodes images: everything else takes the normalisation of the latents, the map to
+    RGB and the Gaussians from the checkpoint, and does not need the training photographs.
+    """
+
+    config: LatentPipelineConfig
+    datamanager: LatentDatamanager
+
+    @exit_on_user_error()
+    def __init__(
+        self,
+        config: LatentPipelineConfig,
+        device: str | torch.device,
+        test_mode: Literal["test", "val", "inference"] = "val",
+        world_size: int = 1,
+        local_rank: int = 0,
+        grad_scaler: Any = None,
+    ):
+        Pipeline.__init__(self)
+        provide_ffmpeg()  # ns-render looks for it once it has its pipeline
+        if world_size > 1:
+            raise UserError("latent-splatfacto trains on one device: leave out --machine.num-devices.")
+        self.config = config
+        self.test_mode = test_mode
+        self.world_size = world_size
+        vae = config.vae.setup(device)
+        self.datamanager = config.datamanager.setup(
+            device=device, test_mode=test_mode, world_size=world_size, local_rank=local_rank, vae=vae
+        )
+        self.datamanager.to(device)
+        dataset = self.datamanager.train_dataset
+        initial_state = self._initial_state() if test_mode == "val" else {}
+        self._model = config.model.setup(
+            scene_box=dataset.scene_box,
+            num_train_data=len(dataset),
+            metadata=dataset.metadata,
+            device=device,
+            grad_scaler=grad_scaler,
+            vae=vae,
+            **initial_state,
+        )
+        self.model.to(device)
+
+    @property
+    def model(self) -> LatentSplatfactoModel:
+        return self._model
+
+    def _initial_state(self) -> dict[str, Any]:
+        """What a new field starts from: maps between latents, field latents and RGB, and seed points with features."""
+        datamanager, dataset = self.datamanager, self.datamanager.train_dataset
+        datamanager.encode_train_views()
+        latents = [batch["latent"] for _, batch in datamanager.train_views]
+        normalization = FieldNormalization.from_latents(latents)
+        stride = -(-len(latents) // MAX_VIEWS_FOR_LINEAR_RGB)
+        linear_rgb = LinearRGB.fit(
+            ((latents[index], dataset.photograph(index)[0]) for index in range(0, len(latents), stride)),
+            datamanager.spatial_factor,
+        )
+        return {
+            "normalization": normalization,
+            "linear_rgb": linear_rgb,
+            "background_rgb": dataset.background_rgb,
+            "seed_points": self._seed_points(normalization),
+        }
+
+    def _seed_points(self, normalization: FieldNormalization) -> tuple[Tensor, Tensor] | None:
+        """Positions [N, 3] and field latents [N, C] of the data set's points; None if it has none."""
+        points = self.datamanager.train_dataparser_outputs.metadata.get("points3D_xyz")
+        if points is None or len(points) < 4:  # the first scales come from the three nearest neighbours
+            return None
+
+        def views() -> Any:
+            for camera, batch in self.datamanager.train_views:
+                K = camera.get_intrinsics_matrices()[0] / self.datamanager.spatial_factor
+                K[2, 2] = 1.0
+                viewmat = world_to_camera(camera.camera_to_worlds)[0]
+                yield batch["latent"].cpu(), viewmat.cpu(), K.cpu()
+
+        latents, seen = mean_latents_at_projections(points.float().cpu(), views())
+        field = normalization.to_field(latents.T[:, :, None])[:, 0]  # [C, N, 1] to [N, 1, C] to [N, C]
+        field[seen == 0] = 0.5  # the middle of the field's range, where no training view looks
+        return points.float().cpu(), field
+
+    # ---------------------------------------------------------------- checkpoints
+
+    @exit_on_user_error()
+    def load_pipeline(self, loaded_state: dict[str, Any], step: int) -> None:
+        super().load_pipeline(loaded_state, step)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool | None = None) -> Any:
+        """Load a checkpoint; every name must match."""
+        prefix = "_model."
+        unexpected = [name for name in state_dict if not name.startswith(prefix)]
+        if unexpected or f"{prefix}_extra_state" not in state_dict:
+            raise UserError("The checkpoint was not written by latent-splatfacto.")
+        return self.model.load_state_dict(
+            {name.removeprefix(prefix): value for name, value in state_dict.items()}, strict=True
+        )
+
+    # ---------------------------------------------------------------- evaluation
+
+    @profiler.time_function
+    def get_eval_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """Losses and metrics of the next held-out view, on the latent grid as in training."""
+        self.eval()
+        camera, batch = self.datamanager.next_eval(step)
+        with torch.no_grad():
+            render = self.model.render_field(camera, self.model.vae.spatial_factor)
+        outputs = {"field": render.field, "accumulation": render.alpha}
+        metrics = self.model.get_metrics_dict(outputs, batch)
+        losses = self.model.get_loss_dict(outputs, batch, metrics)
+        self.train()
+        return outputs, losses, metrics
+
+    @profiler.time_function
+    def get_eval_image_metrics_and_images(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Metrics and pictures of the next held-out view."""
+        self.eval()
+        camera, batch = self.datamanager.next_eval_image(step)
+        metrics, images = self.model.get_image_metrics_and_images(self.model.render(camera), batch)
+        metrics["num_rays"] = int(camera.height * camera.width)
+        self.train()
+        return metrics, images
+
+    @profiler.time_function
+    @exit_on_user_error()
+    def get_average_eval_image_metrics(
+        self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
+    ) -> dict[str, float]:
+        """Mean over the held-out views of every metric of the model, and its standard deviation as `<name>_std`.
+
+        Args:
+            step: ignored, part of nerfstudio's interface.
+            output_path: a folder for one picture a view: the photograph, the VAE's reconstruction, the decoded render.
+            get_std: whether to add the standard deviations.
+        """
+        self.eval()
+        views = self.datamanager.fixed_indices_eval_dataloader
+        self.model.render(views[0][0])  # compile and warm up, so that the times are those of any later view
+        collected: dict[str, list[float]] = {}
+        for index in track(range(len(views)), description="Evaluating the held-out views", transient=True):
+            camera, batch = views[index]
+            metrics, images = self.model.get_image_metrics_and_images(self.model.render(camera), batch)
+            for name, value in metrics.items():
+                collected.setdefault(name, []).append(value)
+            if output_path is not None:
+                output_path.mkdir(parents=True, exist_ok=True)
+                save_image(images["img"].permute(2, 0, 1).cpu(), output_path / f"eval_{index:04d}.png")
+        self.train()
+        averages = {}
+        for name, values in collected.items():
+            averages[name] = float(torch.tensor(values).mean())
+            if get_std:
+                averages[f"{name}_std"] = float(torch.tensor(values).std(unbiased=len(values) > 1))
+        return averages

@@ -1,0 +1,217 @@
+"""nerfstudio's trainer with checkpoints that survive a kill, load without unpickling, and resume exactly."""
+
+import math
+import os
+import pickle
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils.decorators import check_main_thread
+from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.viewer.viewer import Viewer
+
+from lrf_nerfstudio.plugin.optimizers import RunLengthDecayConfig
+from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+
+PICTURE_SECONDS = 30.0
+"""The viewer renews its picture of a field in training after so many seconds at the latest."""
+
+
+@dataclass
+class LatentTrainerConfig(TrainerConfig):
+    """Configuration of the training run."""
+
+    _target: type = field(default_factory=lambda: LatentTrainer)
+
+
+class FairLock:
+    """A lock that the thread which had it last gets only when nobody else waits.
+
+    A `threading.Lock` goes to whoever is first, which on a busy machine is the training thread again and again, while
+    the viewer's thread waits to render.
+    """
+
+    def __init__(self) -> None:
+        self._turnstile, self._lock = threading.Lock(), threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._turnstile:  # held while waiting: who comes back queues up behind
+            self._lock.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+
+class LatentTrainer(Trainer):
+    """Trains on the CPU where there is no CUDA, and resumes as if it had never stopped.
+
+    A checkpoint holds tensors and plain Python values only, so that `torch.load(weights_only=True)` reads it.
+    """
+
+    config: LatentTrainerConfig
+
+    def __init__(self, config: LatentTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
+        if config.machine.device_type == "cuda" and not torch.cuda.is_available():
+            CONSOLE.log("No CUDA device: training on the CPU.")
+            config.machine.device_type = "cpu"
+        super().__init__(config, local_rank, world_size)
+        self.train_lock = FairLock()
+        self._picture_step, self._picture_time = 0, -math.inf  # of the viewer's last picture
+
+    @exit_on_user_error()
+    def setup(self, test_mode: Any = "val") -> None:
+        super().setup(test_mode)
+
+    def setup_optimizers(self) -> Optimizers:
+        """Optimizers and schedulers; a decay without a length of its own takes the length of the run."""
+        groups = {}
+        for name, group in self.config.optimizers.items():
+            scheduler = group["scheduler"]
+            if isinstance(scheduler, RunLengthDecayConfig) and scheduler.max_steps is None:
+                scheduler = replace(scheduler, max_steps=self.config.max_num_iterations)
+            groups[name] = {"optimizer": group["optimizer"], "scheduler": scheduler}
+        return Optimizers(groups, self.pipeline.get_param_groups())
+
+    @exit_on_user_error()
+    def train(self) -> None:
+        total = self.config.max_num_iterations
+        if self._start_step >= total:
+            raise UserError(
+                f"The checkpoint has already been trained for {self._start_step} steps and --max-num-iterations is "
+                f"{total}. Ask for more steps to go on."
+            )
+        # nerfstudio trains for max_num_iterations more steps; a resumed run stops where the first would have.
+        self.config.max_num_iterations = total - self._start_step
+        super().train()
+
+    def train_iteration(self, step: int) -> Any:
+        if self.device != "cpu":
+            return super().train_iteration(step)
+        # A step on the CPU is a few kernels with threads of their own and many small torch operations, for which a
+        # second OpenMP thread costs more than it gives, and much more where other programs want the processors too.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return super().train_iteration(step)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _update_viewer_state(self, step: int) -> None:
+        """Have the viewer renew its picture when nerfstudio holds it to be worth the time, with two exceptions.
+
+        nerfstudio goes by the mean speed of the last renders, to which the first one, small previews and the wait for
+        the training step belong. On a slow machine it is so low that a picture would stay for minutes: it is renewed
+        after `PICTURE_SECONDS`. On a fast GPU it is so high that a page, which leaves its preview after 0.2 s without a
+        new picture, would never leave it: pages in preview are left alone.
+        """
+        viewer = self.viewer_state
+        if not isinstance(viewer, Viewer):
+            return super()._update_viewer_state(step)
+        machines = list(viewer.render_statemachines.values())  # a copy: pages come and go
+        if time.monotonic() - self._picture_time > PICTURE_SECONDS:
+            viewer.last_step = -math.inf
+        elif any(machine.state != "high" for machine in machines):
+            viewer.last_step = math.inf
+        else:
+            viewer.last_step = self._picture_step
+        super()._update_viewer_state(step)
+        if viewer.last_step == step:
+            self._picture_step, self._picture_time = step, time.monotonic()
+
+    def _load_checkpoint(self) -> None:
+        path = self.config.load_checkpoint
+        if self.config.load_dir is not None:
+            path = find_checkpoint(self.config.load_dir, self.config.load_step)
+        if path is None:
+            return
+        state = load_checkpoint(path)
+        self._start_step = state["step"] + 1
+        self.pipeline.load_pipeline(state["pipeline"], state["step"])
+        self.optimizers.load_optimizers(state["optimizers"])
+        if self.config.load_scheduler:
+            self.optimizers.load_schedulers(state["schedulers"])
+        self.grad_scaler.load_state_dict(state["scalers"])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if torch.cuda.is_available() and state["rng"]["cuda"]:
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        CONSOLE.print(f"Resuming after step {state['step']} of {path}")
+
+    @check_main_thread
+    @exit_on_user_error()
+    def save_checkpoint(self, step: int) -> None:
+        """Write the checkpoint under a temporary name, rename it, and only then delete the older ones.
+
+        Raises:
+            UserError: the file cannot be written, because the disk is full, for example. The older checkpoint stays.
+        """
+        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        # Not inside the checkpoint directory: nerfstudio takes every file there for a checkpoint.
+        temporary = self.base_dir / f".{path.name}.{os.getpid()}.tmp"
+        state = {
+            "step": step,
+            "pipeline": self.pipeline.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
+            "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
+            "scalers": self.grad_scaler.state_dict(),
+            "rng": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+        }
+        try:
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
+            temporary.unlink(missing_ok=True)
+            raise UserError(
+                f"The checkpoint of step {step} could not be written to {self.checkpoint_dir}: {error}. The last good "
+                "checkpoint is still there: free some space or choose another --output-dir, and resume with --load-dir."
+            ) from error
+        if self.config.save_only_latest_checkpoint:
+            for older in self.checkpoint_dir.glob("step-*.ckpt"):
+                if older != path:
+                    older.unlink()
+
+
+def find_checkpoint(directory: Path, step: int | None = None) -> Path:
+    """The checkpoint of a step, or the latest one, in a directory of nerfstudio checkpoints.
+
+    Raises:
+        UserError: there is none.
+    """
+    pattern = "step-*.ckpt" if step is None else f"step-{step:09d}.ckpt"
+    checkpoints = sorted(directory.glob(pattern))
+    if not checkpoints:
+        raise UserError(
+            f"There is no checkpoint {pattern} in {directory}. --load-dir takes the nerfstudio_models folder of a run."
+        )
+    return checkpoints[-1]
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running any code that it may contain.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds pickled objects other than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"There is no checkpoint {path}.") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"The checkpoint {path} is refused: it holds more than tensors and plain values, and loading it could run "
+            "code. Only checkpoints that this method wrote can be loaded."
+        ) from error
+    except (OSError, RuntimeError, EOFError, KeyError) as error:
+        raise UserError(f"The checkpoint {path} is damaged: {error}. Load an earlier one with --load-step.") from error

@@ -1,0 +1,111 @@
+"""Crops of rendered latents with the parts of the photographs that they should decode to."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lrf_nerfstudio.training.data.scene_pairs import Kind, ScenePairs
+from lrf_nerfstudio.utils.errors import UserError
+
+KINDS: tuple[Kind, Kind] = ("train", "novel")
+
+
+class LatentCrops(Dataset[dict[str, Tensor]]):
+    """An endless series of crops; item n is a function of n and the seed alone.
+
+    Even items are of training views, odd ones of held-out views; within a kind, every pair (a view of a scene, a
+    snapshot of its field) comes up equally often. Crops lie on the grid of cells. Around what is compared, the decoder
+    is given `margin` more cells, so that it sees what it sees in the middle of a whole picture; where there are none,
+    at the photograph's edge, it sees the edge as it does in a whole picture. Nothing is mirrored or recoloured: what
+    the mirrored photograph's latent would be, the field does not say.
+
+    An item has `latent` [C, n + 2 m, n + 2 m]; `place` [2], row and column in cells of the compared n x n cells in it;
+    `image` [n f, n f, 3] in [0, 1], the photograph there; `counts` [n f, n f], false beyond the photograph and outside
+    its mask; and `novel`, whether the view was held out.
+    """
+
+    def __init__(self, scenes: Sequence[ScenePairs], cells: int, margin: int, seed: int = 0) -> None:
+        """Prepares the series; reads no pair.
+
+        Args:
+            scenes: what :func:`read_pairs` gives.
+            cells: n, side of what is compared.
+            margin: m.
+            seed: another seed is another series.
+
+        Raises:
+            UserError: there is no view of a kind, or a picture is smaller than the crop with its margin.
+        """
+        self.scenes, self.cells, self.margin, self.seed = scenes, cells, margin, seed
+        side = cells + 2 * margin
+        for scene in scenes:
+            for index, view in enumerate(scene.views):
+                if min(scene.grid(index)) < side:
+                    raise UserError(
+                        f"{view.name} of {scene.scene} is {view.width} x {view.height} pixels, smaller than a crop "
+                        f"with its margin, {side * scene.spatial_factor}. Lower --crop or --margin."
+                    )
+        self._views = {kind: [scene.of_kind(kind) for scene in scenes] for kind in KINDS}
+        self._first_pair = {
+            kind: np.cumsum([0, *(len(v) * len(s.latents) for v, s in zip(self._views[kind], scenes, strict=True))])
+            for kind in KINDS
+        }
+        for kind, first in self._first_pair.items():
+            if first[-1] == 0:
+                raise UserError(f"There are no {kind} views among the pairs (--pairs); both kinds are needed.")
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.seed, index))
+        kind = KINDS[index % 2]
+        scene, view, steps = self._pair(kind, int(rng.integers(self._first_pair[kind][-1])))
+        n, factor, side = self.cells, scene.spatial_factor, self.cells + 2 * self.margin
+        grid = np.array(scene.grid(view))
+        inner = rng.integers(0, grid - n, endpoint=True)  # first row and column that are compared
+        outer = np.clip(inner - self.margin, 0, grid - side)
+        latent = scene.latent(view, steps, *(slice(int(start), int(start) + side) for start in outer))
+        pixels = [slice(int(start) * factor, (int(start) + n) * factor) for start in inner]  # cut off at the edge
+        photograph, mask = scene.photograph(view, *pixels)
+        height, width = photograph.shape[:2]
+        image = torch.zeros(n * factor, n * factor, 3)
+        image[:height, :width] = photograph.float() / 255.0
+        counts = torch.zeros(n * factor, n * factor, dtype=torch.bool)
+        counts[:height, :width] = True if mask is None else mask
+        return {
+            "latent": latent,
+            "place": torch.from_numpy(inner - outer),
+            "image": image,
+            "counts": counts,
+            "novel": torch.tensor(kind == "novel"),
+        }
+
+    def _pair(self, kind: Kind, number: int) -> tuple[ScenePairs, int, int]:
+        """Scene, view and steps of a pair, numbered over all scenes."""
+        first = self._first_pair[kind]
+        position = int(np.searchsorted(first, number, side="right")) - 1
+        scene, views = self.scenes[position], self._views[kind][position]
+        snapshot, view = divmod(number - int(first[position]), len(views))
+        return scene, views[view], list(scene.latents)[snapshot]
+
+
+def cut(pictures: Tensor, places: Tensor, cells: int, factor: int) -> Tensor:
+    """The compared parts of decoded crops.
+
+    Args:
+        pictures: [B, H, W, 3], decoded with margin.
+        places: [B, 2], row and column in cells where the part begins.
+        cells: side of the part.
+        factor: pixels a cell.
+
+    Returns:
+        [B, cells * factor, cells * factor, 3].
+    """
+    side = cells * factor
+    return torch.stack(
+        [
+            picture[row : row + side, column : column + side]
+            for picture, (row, column) in zip(pictures, (places * factor).tolist(), strict=True)
+        ]
+    )

@@ -1,0 +1,1 @@
+"""Errors, files, images, progress: what every part needs and none owns."""
