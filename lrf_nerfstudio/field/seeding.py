@@ -1,10 +1,17 @@
-"""Initial features of the Gaussians: what the training views' latents say at the projections of the seed points."""
+"""The first Gaussians: at seed points, with what the training views' latents say at their projections."""
 
+import math
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+SH_C0 = 0.28209479177387814
+"""The spherical harmonic of degree 0."""
+
+OPACITY = 0.1
+"""Opacity of the first Gaussians, as in 3DGS."""
 
 
 def mean_latents_at_projections(
@@ -41,3 +48,40 @@ def mean_latents_at_projections(
     if total is None:
         raise ValueError("at least one view is needed")
     return total / count.clamp(min=1)[:, None], count
+
+def first_gaussians(means: Tensor, latents: Tensor, sh_degree: int) -> dict[str, Tensor]:
+    """Return the Gaussians that a fit starts from, as the parameters that it learns.
+
+    As in 3DGS: spheres as large as the distance to their three nearest neighbors, at random rotations.
+
+    Args:
+        means: [N, 3], positions; at least 4.
+        latents: [N, C], field latents, the same from all sides.
+        sh_degree: the highest degree of the spherical harmonics.
+
+    Returns:
+        `means` [N, 3], `scales` [N, 3] (logarithms), `quats` [N, 4] (wxyz), `features_dc` [N, C] and `features_rest`
+        [N, (sh_degree + 1)^2 - 1, C] (coefficients of the field latent), `opacities` [N, 1] (logits).
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    positions = means.numpy()
+    distances, _ = NearestNeighbors(n_neighbors=4).fit(positions).kneighbors(positions)
+    distances = torch.from_numpy(distances[:, 1:]).float()  # [N, 3], without the point itself
+    extents = distances.mean(dim=-1, keepdim=True).clamp(min=1e-7)  # [N, 1]
+    count, channels = latents.shape
+    return {
+        "means": means.float(),
+        "scales": torch.log(extents).repeat(1, 3),
+        "quats": _random_rotations(count),
+        "features_dc": latents / SH_C0,
+        "features_rest": torch.zeros(count, (sh_degree + 1) ** 2 - 1, channels),
+        "opacities": torch.full((count, 1), math.log(OPACITY / (1 - OPACITY))),
+    }
+
+
+def _random_rotations(count: int) -> Tensor:
+    """Return evenly distributed unit quaternions [N, 4] (Shoemake, "Uniform Random Rotations", Graphics Gems III)."""
+    u, v, w = torch.rand(count), 2 * math.pi * torch.rand(count), 2 * math.pi * torch.rand(count)
+    first, second = torch.sqrt(1 - u), torch.sqrt(u)
+    return torch.stack([first * torch.sin(v), first * torch.cos(v), second * torch.sin(w), second * torch.cos(w)], -1)

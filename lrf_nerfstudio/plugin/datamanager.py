@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,11 @@ from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatama
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
 from rich.progress import track
+from torch import Tensor
 from tyro.conf import Suppress
 
+from lrf_nerfstudio.field.cameras import GridCamera
+from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.dataparser import parse, setup_dataparser
 from lrf_nerfstudio.plugin.dataset import PinholeDataset
 from lrf_nerfstudio.utils.errors import UserError
@@ -30,6 +33,9 @@ class LatentDatamanagerConfig(FullImageDatamanagerConfig):
     _target: type = field(default_factory=lambda: LatentDatamanager)
     latent_cache_dir: Path | None = None
     """Folder of the encoded images, shared by all scenes; if none, lrf_nerfstudio/latents in the user's cache."""
+    views_per_step: int = 1
+    """Training views in a step, which one rasterization renders where their photographs have one size. More than 1 is
+    for GPUs, which a single small grid does not fill."""
     shifts: int = 1
     """Encode every training photograph at N x N places of the latent grid, parts of a cell apart, which the steps take
     in turn. 2 makes finer fields than 1, for four times the encoding and the memory of latents."""
@@ -44,6 +50,15 @@ class LatentDatamanagerConfig(FullImageDatamanagerConfig):
     fps_reset_every: Suppress[int] = 100
     masks_on_gpu: Suppress[bool] = False
     images_on_gpu: Suppress[bool] = False
+
+
+@dataclass
+class TrainView:
+    """A training view on the latent grid, on the device that trains."""
+
+    camera: GridCamera
+    target: Tensor  # [1, h, w, C] field latents; latents [1, C, h, w] until `map_targets`
+    mask: Tensor | None  # [1, h, w], True where a cell counts
 
 
 class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager[PinholeDataset]):
@@ -95,84 +110,122 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         if vae is not None:
             self._latent_cache = LatentCache(config.latent_cache_dir, vae)
             self.spatial_factor = vae.spatial_factor
-        # [shifts][views], without a shift first
-        self._shifted_views: list[list[tuple[Cameras, dict[str, Any]]]] = [[]]
+        self._shifted_views: list[list[TrainView]] = [[]]  # [shifts][views], without a shift first
         self._epoch = -1
-        self._epoch_order: list[int] = []
+        self._epoch_order: list[list[int]] = []
 
     @property
     def latent_cache(self) -> LatentCache:
         assert self._latent_cache is not None, "a datamanager without a VAE has no latents"
         return self._latent_cache
 
+    # ---------------------------------------------------------------- training
+
     @property
-    def train_views(self) -> list[tuple[Cameras, dict[str, Any]]]:
-        """Camera and batch of each training view, the photograph's corner being a corner of the grid."""
+    def train_views(self) -> list[TrainView]:
+        """The training views, the photograph's corner being a corner of the grid."""
         return self._shifted_views[0]
 
     def encode_train_views(self) -> None:
-        """Fill `train_views` from the cache or, where it has nothing, with the VAE.
+        """Fill `train_views` from the cache or, where it has nothing, with the VAE; targets are latents at first.
 
         Raises:
-            UserError: an image is missing, damaged or of another size than its camera; the cache cannot be written; an
-                option is out of range.
+            UserError: if an image is missing, damaged or of another size than its camera, if the cache cannot be
+                written, or if an option is out of range.
         """
         if self.config.shifts < 1:
             raise UserError(f"--pipeline.datamanager.shifts must be 1 or more, not {self.config.shifts}.")
+        if self.config.views_per_step < 1:
+            raise UserError(f"--pipeline.datamanager.views-per-step must be 1 or more, not {self.config.views_per_step}.")
         dataset = self.train_dataset
         dataset.check_sizes()
         self.eval_dataset.check_sizes()
         offsets = sorted({i * self.spatial_factor // self.config.shifts for i in range(self.config.shifts)})
         cuts = list(itertools.product(offsets, offsets))
-        # Cameras are cut all at once: small tensors that stay between photographs that go would fragment the memory.
-        cameras = [_cut_cameras(dataset.cameras, *cut) for cut in cuts]
+        # Cameras are made all at once: small tensors that stay between photographs that go would fragment the memory.
+        cameras = [
+            [self._grid_camera(index, of_cut) for index in range(len(dataset))]
+            for of_cut in (_cut_cameras(dataset.cameras, *cut) for cut in cuts)
+        ]
         views = [
-            [self._training_view(index, of_cut, *cut) for cut, of_cut in zip(cuts, cameras, strict=True)]
+            [self._training_view(index, of_cut[index], *cut) for cut, of_cut in zip(cuts, cameras, strict=True)]
             for index in track(range(len(dataset)), description="Encoding the training views", transient=True)
         ]
         self._shifted_views = [list(of_shift) for of_shift in zip(*views, strict=True)]
 
-    def _training_view(self, index: int, cameras: Cameras, top: int, left: int) -> tuple[Cameras, dict[str, Any]]:
-        """Camera and batch of a view without `top` rows and `left` columns; `cameras` are all views', cut so."""
+    def _grid_camera(self, index: int, cameras: Cameras) -> GridCamera:
+        return grid_camera(cameras[index : index + 1], self.spatial_factor, self.device, index)
+
+    def _training_view(self, index: int, camera: GridCamera, top: int, left: int) -> TrainView:
+        """Make a training view without `top` rows of pixels and `left` columns; `camera` is cut so already."""
         dataset = self.train_dataset
-        camera = cameras[index : index + 1].to(self.device)
-        camera.metadata = {**(camera.metadata or {}), "cam_idx": index}
         latent = self.latent_cache.load_or_encode(
             dataset.files(index),
             dataset.preprocessing(index) | ({"cut": [top, left]} if top or left else {}),
             lambda: dataset.photograph(index)[0][top:, left:],
-            (int(camera.height), int(camera.width)),
+            (camera.height, camera.width),
         )
-        batch: dict[str, Any] = {"image_idx": index, "latent": latent.to(self.device)}
         mask = dataset.photograph(index)[1] if dataset.has_masks else None
         if mask is not None:
-            batch["latent_mask"] = downsample_mask(mask[top:, left:], self.spatial_factor).to(self.device)
-        return camera, batch
+            mask = downsample_mask(mask[top:, left:], self.spatial_factor)[None].to(self.device)
+        return TrainView(camera, latent[None].to(self.device), mask)
 
-    def next_train(self, step: int) -> tuple[Cameras, dict[str, Any]]:
-        """The camera and the batch {image_idx, latent [C, h, w], latent_mask [h, w] if there are masks} of a step.
+    def map_targets(self, mapping: Callable[[Tensor], Tensor]) -> None:
+        """Replace the targets of all training views by what a function makes of them, one view at a time."""
+        for view in itertools.chain.from_iterable(self._shifted_views):
+            view.target = mapping(view.target).contiguous()
 
-        Every epoch is a permutation that depends on the seed and the epoch alone, so a resumed run goes on with the
-        views that the interrupted one would have seen. From one epoch to the next, a view is shifted otherwise.
+    def next_train(self, step: int) -> tuple[GridCamera, dict[str, Any]]:
+        """Return the cameras and the batch of a step: `views_per_step` views whose photographs have one size.
+
+        Every epoch shows every view once, in an order that depends on the seed and the epoch alone, so a resumed run
+        goes on with the views that the interrupted one would have seen. From one epoch to the next, a view is shifted
+        otherwise.
+
+        Returns:
+            The cameras, and `image_idx` (numbers of the views), `target` [B, h, w, C] (field latents) and, if there
+            are masks, `mask` [B, h, w] (True: counts).
         """
-        epoch, position = divmod(step, len(self.train_views))
+        epoch, position = divmod(step, self._steps_per_epoch)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.config.train_cameras_sampling_seed + epoch)
-            self._epoch, self._epoch_order = epoch, torch.randperm(len(self.train_views), generator=generator).tolist()
-        view = self._epoch_order[position]
-        camera, batch = self._shifted_views[(epoch + view) % len(self._shifted_views)][view]
-        return camera, dict(batch)
+            self._epoch, self._epoch_order = epoch, self._order(epoch)
+        indices = self._epoch_order[position]
+        shift = (epoch + indices[0]) % len(self._shifted_views)
+        views = [self._shifted_views[shift][index] for index in indices]
+        batch: dict[str, Any] = {"image_idx": indices, "target": _joined([view.target for view in views])}
+        if masks := [view.mask for view in views if view.mask is not None]:
+            batch["mask"] = _joined(masks)
+        return GridCamera.batch([view.camera for view in views]), batch
 
-    def next_eval(self, step: int) -> tuple[Cameras, dict[str, Any]]:
+    @cached_property
+    def _steps_per_epoch(self) -> int:
+        return len(self._order(0))
+
+    def _order(self, epoch: int) -> list[list[int]]:
+        """Return the views of each step of an epoch; as many steps in every epoch."""
+        generator = torch.Generator().manual_seed(self.config.train_cameras_sampling_seed + epoch)
+        steps: list[list[int]] = []
+        waiting: dict[tuple[int, int], list[int]] = {}  # by size
+        for index in torch.randperm(len(self.train_views), generator=generator).tolist():
+            of_size = waiting.setdefault(self.train_dataset.size(index), [])
+            of_size.append(index)
+            if len(of_size) == self.config.views_per_step:
+                steps.append(of_size.copy())
+                of_size.clear()
+        return steps + [rest for rest in waiting.values() if rest]
+
+    # ---------------------------------------------------------------- evaluation
+
+    def next_eval(self, step: int) -> tuple[GridCamera, dict[str, Any]]:
         return self.next_eval_image(step)
 
-    def next_eval_image(self, step: int) -> tuple[Cameras, dict[str, Any]]:
-        """The next held-out view in turn; see `eval_view`."""
+    def next_eval_image(self, step: int) -> tuple[GridCamera, dict[str, Any]]:
+        """Return the next held-out view in turn; see `eval_view`."""
         self.eval_count += 1
         return self.eval_view((self.eval_count - 1) % len(self.eval_dataset))
 
-    def eval_view(self, index: int) -> tuple[Cameras, dict[str, Any]]:
-        """A held-out camera and its batch {image_idx, image [H, W, 3], mask [H, W] if any, latent [C, h, w]}."""
+    def eval_view(self, index: int) -> tuple[GridCamera, dict[str, Any]]:
+        """Return a held-out camera, and `image_idx`, `image` [H, W, 3], `mask` [H, W] if any, `latent` [C, h, w]."""
         dataset = self.eval_dataset
         image, mask = dataset.photograph(index)
         latent = self.latent_cache.load_or_encode(
@@ -181,7 +234,7 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         batch = {"image_idx": index, "image": image.to(self.device), "latent": latent.to(self.device)}
         if mask is not None:
             batch["mask"] = mask.to(self.device)
-        return dataset.cameras[index : index + 1].to(self.device), batch
+        return grid_camera(dataset.cameras[index : index + 1], self.spatial_factor, self.device), batch
 
     @property
     def fixed_indices_eval_dataloader(self) -> "EvalViews":
@@ -206,6 +259,11 @@ def _cut_cameras(cameras: Cameras, top: int, left: int) -> Cameras:
     return cut
 
 
+def _joined(tensors: list[Tensor]) -> Tensor:
+    """Join tensors along their first axis, a single one without a copy."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
 class EvalViews:
     """The held-out views of a datamanager as a sized iterable, without holding them in memory."""
 
@@ -215,8 +273,8 @@ class EvalViews:
     def __len__(self) -> int:
         return len(self.datamanager.eval_dataset)
 
-    def __getitem__(self, index: int) -> tuple[Cameras, dict[str, Any]]:
+    def __getitem__(self, index: int) -> tuple[GridCamera, dict[str, Any]]:
         return self.datamanager.eval_view(index)
 
-    def __iter__(self) -> Iterator[tuple[Cameras, dict[str, Any]]]:
+    def __iter__(self) -> Iterator[tuple[GridCamera, dict[str, Any]]]:
         return (self[index] for index in range(len(self)))

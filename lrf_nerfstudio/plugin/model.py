@@ -1,40 +1,38 @@
-"""Gaussians whose colour is a latent: splatfacto with C channels, rendered on the latent grid and decoded by a VAE."""
+"""Gaussians whose color is a latent: splatfacto with C channels, rendered on the latent grid and decoded by a VAE."""
 
 import math
-import threading
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from nerfstudio.cameras.camera_optimizers import CameraOptimizer
-from nerfstudio.cameras.cameras import Cameras, CameraType
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model
-from nerfstudio.models.splatfacto import RGB2SH, SH2RGB, SplatfactoModel, SplatfactoModelConfig, random_quat_tensor
+from nerfstudio.models.splatfacto import RGB2SH, SH2RGB, SplatfactoModel, SplatfactoModelConfig
 from nerfstudio.utils.colors import get_color
-from nerfstudio.viewer.render_state_machine import RenderStateMachine
 from nerfstudio.viewer.viewer_elements import ViewerDropdown
 from torch import Tensor
 from torch.nn import Parameter, ParameterDict
 from tyro.conf import Suppress
 
 from lrf_nerfstudio.evaluation.metrics import ImageMetrics
-from lrf_nerfstudio.field.latent_field import LatentField
+from lrf_nerfstudio.evaluation.views import compare_view
+from lrf_nerfstudio.field import LatentField
+from lrf_nerfstudio.field.backgrounds import Backgrounds, Color
+from lrf_nerfstudio.field.cameras import GridCamera, adjusted, enlarged
+from lrf_nerfstudio.field.seeding import SH_C0, first_gaussians
 from lrf_nerfstudio.field.similarity import structural_similarity
-from lrf_nerfstudio.splatting import rasterize
+from lrf_nerfstudio.plugin.cameras import grid_camera
+from lrf_nerfstudio.plugin.viewer import preview_cell, viewer_is_moving
+from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
 from lrf_nerfstudio.splatting.densification import BoundedDefaultStrategy
 from lrf_nerfstudio.splatting.strategy import PortableMCMCStrategy
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.utils.timing import Stopwatch
 from lrf_nerfstudio.vae import VAE, FieldNormalization, LinearRGB
-
-SH_C0 = 0.28209479177387814
-"""The spherical harmonic of degree 0."""
-
-PREVIEW_CELLS = 64
-"""Cells along the longer side of the viewer's preview, about as dense as a decoded picture of 512 pixels needs."""
 
 
 @dataclass
@@ -89,11 +87,11 @@ class LatentSplatfactoModelConfig(SplatfactoModelConfig):
 
 
 class FieldRender(NamedTuple):
-    """What the Gaussians render on a latent grid."""
+    """What the Gaussians render on the grids of B cameras."""
 
-    field: Tensor  # [h, w, C] field latent, composited with the background
-    alpha: Tensor  # [h, w, 1]
-    depth: Tensor | None  # [h, w, 1], in scene units
+    field: Tensor  # [B, h, w, C] field latents, composited with the background
+    alpha: Tensor  # [B, h, w, 1]
+    depth: Tensor | None  # [B, h, w, 1], in scene units
 
 
 class LatentSplatfactoModel(SplatfactoModel):
@@ -101,7 +99,7 @@ class LatentSplatfactoModel(SplatfactoModel):
 
     The Gaussians render field latents [h, w, C] with h = ceil(H / f), w = ceil(W / f) and are fitted to the encoded
     training views there; a VAE decodes what they render. Splatfacto is the base class, so nerfstudio's viewer, crop and
-    export tools know the model; here nothing assumes three channels, a colour range, or CUDA.
+    export tools know the model; here nothing assumes three channels, a color range, or CUDA.
 
     Args:
         vae: decodes, and fixes the number of channels and the spatial factor. Not a submodule: a checkpoint keeps its
@@ -109,7 +107,7 @@ class LatentSplatfactoModel(SplatfactoModel):
         seed_points: positions [N, 3] and field latents [N, C] of the first Gaussians; random where there are none.
         normalization: latent to field latent; None when a checkpoint is going to be loaded.
         linear_rgb: latent to RGB; None when a checkpoint is going to be loaded.
-        background_rgb: [3], the colour that transparent photographs were composited over; None if they are opaque.
+        background_rgb: [3], the color that transparent photographs were composited over; None if they are opaque.
     """
 
     config: LatentSplatfactoModelConfig
@@ -143,43 +141,30 @@ class LatentSplatfactoModel(SplatfactoModel):
         self.register_buffer(
             "scene_background", torch.full((3,), math.nan) if background_rgb is None else background_rgb
         )
+        self._backgrounds = Backgrounds(self.vae, self.normalization)
 
         if self.seed_points is not None and not self.config.random_init:
-            means, field = self.seed_points
+            means, latents = self.seed_points
         else:
-            # A checkpoint that is going to be loaded replaces them: a few will do, and cost no nearest neighbours.
+            # A checkpoint that is going to be loaded replaces them: a few will do, and cost no nearest neighbors.
             count = self.config.num_random if normalization is not None else 4
             means = (torch.rand(count, 3) - 0.5) * self.config.random_scale
-            field = torch.rand(count, channels)
-        means, field = means[: self.config.max_gaussians], field[: self.config.max_gaussians]
-        distances, _ = self.k_nearest_sklearn(means, 3)
-        mean_distance = torch.from_numpy(distances).mean(dim=-1, keepdim=True).clamp(min=1e-7)
-        num_bases = (self.config.sh_degree + 1) ** 2
-        self.gauss_params = ParameterDict(
-            {
-                "means": Parameter(means.float()),
-                "scales": Parameter(torch.log(mean_distance).repeat(1, 3)),
-                "quats": Parameter(random_quat_tensor(len(means))),
-                "features_dc": Parameter(field / SH_C0),
-                "features_rest": Parameter(torch.zeros(len(means), num_bases - 1, channels)),
-                "opacities": Parameter(torch.full((len(means), 1), math.log(0.1 / 0.9))),  # sigmoid gives 0.1
-            }
-        )
+            latents = torch.rand(count, channels)
+        limit = self.config.max_gaussians
+        gaussians = first_gaussians(means[:limit], latents[:limit], self.config.sh_degree)
+        self.gauss_params = ParameterDict({name: Parameter(tensor) for name, tensor in gaussians.items()})
         self.camera_optimizer: CameraOptimizer = self.config.camera_optimizer.setup(
             num_cameras=self.num_train_data, device="cpu"
         )
         self.step = 0
         self.crop_box: OrientedBox | None = None
-        # RGB in [0, 1], changed by the viewer; None is the middle of the field's range.
-        self.background_color: Tensor | None = None
-        if self.config.background_color != "random":
-            self.background_color = get_color(self.config.background_color)
-        self._background_fields: dict[tuple[float, ...], Tensor] = {}
+        self._scene_color = self._read_scene_color()
+        random_color = self.config.background_color == "random"
+        self._viewer_color = None if random_color else _plain(get_color(self.config.background_color))
         self.image_metrics = ImageMetrics(download_lpips=self.config.download_lpips)
         self.viewer_preview = ViewerDropdown(
             "While moving, show", self.config.viewer_preview, ["latent_rgb", "decoded"]
         )
-
         self.strategy = self._make_strategy()
         self.strategy_state = self.strategy.initialize_state(
             **({} if self.config.strategy == "mcmc" else {"scene_scale": 1.0})
@@ -260,10 +245,72 @@ class LatentSplatfactoModel(SplatfactoModel):
                 )
             # In place: the optimizers, made before a checkpoint is loaded, hold these very parameters.
             parameter.data = torch.empty_like(saved, device=parameter.device)
-        self._background_fields.clear()  # they depend on the normalisation
-        return Model.load_state_dict(self, state, **kwargs)
+        keys = Model.load_state_dict(self, state, **kwargs)
+        self._backgrounds.forget()  # they depend on the normalization
+        self._scene_color = self._read_scene_color()
+        return keys
 
     # ---------------------------------------------------------------- training
+
+    @property
+    def active_sh_degree(self) -> int:
+        """Degree of the harmonics at this step: one more every `sh_degree_interval` steps."""
+        return min(self.step // self.config.sh_degree_interval, self.config.sh_degree)
+
+    def get_outputs(self, camera: GridCamera) -> dict[str, Any]:
+        """Render the grids of training views.
+
+        Returns:
+            `field` [B, h, w, C], `accumulation` [B, h, w, 1] and, if asked for, `depth` [B, h, w, 1].
+        """
+        if self.camera_optimizer.config.mode != "off" and camera.indices is not None:
+            with self._full_precision():
+                moved = adjusted(camera.viewmats, self.camera_optimizer(camera.indices))
+            camera = replace(camera, viewmats=moved)
+        render = self.render_field(camera)
+        self.strategy.step_pre_backward(self.gauss_params, self.optimizers, self.strategy_state, self.step, self.info)
+        return {"field": render.field, "accumulation": render.alpha, "depth": render.depth}
+
+    def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+        """`latent_psnr` of the rendered against the encoded field latents (data range 1), and `gaussian_count`."""
+        with torch.no_grad():
+            latent_psnr = -10 * torch.log10(F.mse_loss(outputs["field"], batch["target"]))
+        metrics = {"latent_psnr": latent_psnr, "gaussian_count": self.num_points}
+        self.camera_optimizer.get_metrics_dict(metrics)
+        return metrics
+
+    def get_loss_dict(
+        self, outputs: dict[str, Any], batch: dict[str, Any], metrics_dict: dict[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """(1 - ssim_lambda) L1 + ssim_lambda (1 - SSIM) of rendered and encoded field latents, inside the masks.
+
+        Args:
+            outputs: `field` [B, h, w, C].
+            batch: `target` [B, h, w, C], the field latents of the photographs, and `mask` [B, h, w] if there is one.
+            metrics_dict: not used.
+        """
+        with self._full_precision():
+            rendered, target = outputs["field"], batch["target"]
+            l1 = (rendered - target).abs()
+            if "mask" in batch:
+                mask = batch["mask"][..., None]
+                l1 = (l1 * mask).sum() / (mask.sum() * l1.shape[-1]).clamp(min=1)
+                rendered, target = rendered * mask, target * mask
+            losses = {"main_loss": (1 - self.config.ssim_lambda) * l1.mean()}
+            if self.config.ssim_lambda > 0:
+                # The mean over views and channels; SSIM looks at each by itself.
+                similarity = structural_similarity(rendered.movedim(0, 2).flatten(2), target.movedim(0, 2).flatten(2))
+                losses["main_loss"] = losses["main_loss"] + self.config.ssim_lambda * (1 - similarity)
+            if self.config.use_scale_regularization and self.step % 10 == 0:
+                extent = torch.exp(self.scales)
+                ratio = extent.amax(dim=-1) / extent.amin(dim=-1)
+                losses["scale_reg"] = 0.1 * (ratio - self.config.max_gauss_ratio).clamp(min=0).mean()
+            if self.config.strategy == "mcmc":
+                losses["opacity_reg"] = self.config.mcmc_opacity_reg * torch.sigmoid(self.opacities).mean()
+                losses["scale_reg"] = self.config.mcmc_scale_reg * torch.exp(self.scales).mean()
+            if self.training:
+                self.camera_optimizer.get_loss_dict(losses)
+        return losses
 
     def step_post_backward(self, step: int) -> None:
         assert step == self.step
@@ -278,201 +325,130 @@ class LatentSplatfactoModel(SplatfactoModel):
             arguments["lr"] = self.optimizers["means"].param_groups[0]["lr"]
         self.strategy.step_post_backward(**arguments)
 
-    def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
-        target = self.normalization.to_field(batch["latent"])
-        with torch.no_grad():
-            latent_psnr = -10 * torch.log10(F.mse_loss(outputs["field"], target))
-        metrics = {"latent_psnr": latent_psnr, "gaussian_count": self.num_points}
-        self.camera_optimizer.get_metrics_dict(metrics)
-        return metrics
-
-    def get_loss_dict(
-        self, outputs: dict[str, Any], batch: dict[str, Any], metrics_dict: dict[str, Any] | None = None
-    ) -> dict[str, Tensor]:
-        """(1 - ssim_lambda) L1 + ssim_lambda (1 - SSIM) between rendered and encoded field latents, inside the mask."""
-        rendered, target = outputs["field"], self.normalization.to_field(batch["latent"])
-        l1 = (rendered - target).abs()
-        if "latent_mask" in batch:
-            mask = batch["latent_mask"][..., None]
-            l1 = (l1 * mask).sum() / (mask.sum() * l1.shape[-1]).clamp(min=1)
-            rendered, target = rendered * mask, target * mask
-        losses = {"main_loss": (1 - self.config.ssim_lambda) * l1.mean()}
-        if self.config.ssim_lambda > 0:
-            similarity = structural_similarity(rendered, target)
-            losses["main_loss"] = losses["main_loss"] + self.config.ssim_lambda * (1 - similarity)
-        if self.config.use_scale_regularization and self.step % 10 == 0:
-            extent = torch.exp(self.scales)
-            ratio = extent.amax(dim=-1) / extent.amin(dim=-1)
-            losses["scale_reg"] = 0.1 * (ratio - self.config.max_gauss_ratio).clamp(min=0).mean()
-        if self.config.strategy == "mcmc":
-            losses["opacity_reg"] = self.config.mcmc_opacity_reg * torch.sigmoid(self.opacities).mean()
-            losses["scale_reg"] = self.config.mcmc_scale_reg * torch.exp(self.scales).mean()
-        if self.training:
-            self.camera_optimizer.get_loss_dict(losses)
-        return losses
+    def _full_precision(self) -> torch.autocast:
+        """Geometry, rasterization and SSIM are float32 under --mixed-precision too: they cancel in half precision."""
+        return torch.autocast(self.device.type, enabled=False)
 
     # ---------------------------------------------------------------- rendering
 
-    @property
-    def active_sh_degree(self) -> int:
-        """Degree of the harmonics at this step: one more every `sh_degree_interval` steps."""
-        return min(self.step // self.config.sh_degree_interval, self.config.sh_degree)
-
-    def render_field(self, camera: Cameras, factor: float) -> FieldRender:
-        """Rasterize on a grid of ceil(H / factor) x ceil(W / factor) cells.
-
-        Args:
-            camera: one perspective camera, intrinsics and size in image pixels.
-            factor: image pixels per cell; the VAE's spatial factor gives the grid that it decodes.
-        """
-        if int(camera.camera_type.flatten()[0]) != CameraType.PERSPECTIVE.value:
-            raise UserError("A latent radiance field renders perspective cameras only.")
-        height, width = int(camera.height.item()), int(camera.width.item())
-        rows, columns = math.ceil(height / factor), math.ceil(width / factor)
-        camera_to_world = self.camera_optimizer.apply_to_camera(camera) if self.training else camera.camera_to_worlds
-        K = camera.get_intrinsics_matrices() / factor
-        K[:, 2, 2] = 1.0
-
-        gaussians = {name: parameter for name, parameter in self.gauss_params.items()}
+    def render_field(self, camera: GridCamera) -> FieldRender:
+        """Rasterize the field on the grids of cameras, over its background."""
+        opacities = torch.sigmoid(self.opacities).squeeze(-1)
         if self.crop_box is not None and not self.training:
-            inside = self.crop_box.within(self.means).squeeze(-1)
-            gaussians = {name: parameter[inside] for name, parameter in gaussians.items()}
-        features, depth, alpha, self.info = rasterize(
-            means=gaussians["means"],
-            quats=gaussians["quats"],
-            scales=torch.exp(gaussians["scales"]),
-            opacities=torch.sigmoid(gaussians["opacities"]).squeeze(-1),
-            features=gaussians["features_dc"],
-            features_rest=gaussians["features_rest"],
-            viewmats=world_to_camera(camera_to_world),
-            Ks=K,
-            width=columns,
-            height=rows,
+            opacities = opacities * self.crop_box.within(self.means).squeeze(-1)
+        settings = RasterSettings(
+            width=camera.columns,
+            height=camera.rows,
             sh_degree=self.active_sh_degree,
             eps2d=self.config.dilation,
             render_depth=not self.training or self.config.output_depth_during_training,
             absgrad=self.training and self.config.strategy == "default" and self.config.use_absgrad,
             antialiased=self.config.rasterize_mode == "antialiased",
         )
-        field = features[0] + (1 - alpha[0]) * self._background_field()
-        return FieldRender(field, alpha[0], None if depth is None else depth[0])
-
-    def _background_field(self) -> Tensor:
-        """[C] or broadcastable: the field latent behind the Gaussians."""
-        if renderers.BACKGROUND_COLOR_OVERRIDE is not None and not self.training:
-            return self._encode_color(renderers.BACKGROUND_COLOR_OVERRIDE)
-        if torch.isfinite(self.scene_background).all():
-            return self._encode_color(self.scene_background)
-        if self.training:  # not in `background_color`, which the viewer sets
-            if self.config.background_color != "random":
-                return self._encode_color(get_color(self.config.background_color))
-            # As splatfacto: a background that changes at every step cannot stand in for opaque Gaussians.
-            return torch.rand(self.vae.latent_channels, device=self.device)
-        if self.background_color is not None:
-            return self._encode_color(self.background_color)
-        return torch.full((self.vae.latent_channels,), 0.5, device=self.device)
-
-    def _encode_color(self, rgb: Tensor) -> Tensor:
-        """[C], the field latent in the middle of a plain picture of a colour."""
-        key = tuple(rgb.tolist())
-        if key not in self._background_fields:
-            # So large that the middle hardly sees the picture's edges, which encoders pad with zeros.
-            cells = 32
-            side = cells * self.vae.spatial_factor
-            with torch.no_grad():
-                latent = self.vae.encode(rgb.to(self.device).expand(1, side, side, 3))
-                self._background_fields[key] = self.normalization.to_field(latent)[0, cells // 2, cells // 2]
-        return self._background_fields[key]
-
-    @exit_on_user_error()
-    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Any]:
-        """What nerfstudio's commands and viewer render with: `get_outputs`, inside a crop box if there is one."""
-        return super().get_outputs_for_camera(camera, obb_box)
-
-    def get_outputs(self, camera: Cameras) -> dict[str, Any]:
-        """Render a camera.
-
-        Returns:
-            In training `field` [h, w, C] and `accumulation` [h, w, 1] on the latent grid. Otherwise pictures of the
-            camera's size: `rgb` (decoded, [0, 1]), `latent_rgb` (a linear map of the latents), `depth`, `accumulation`.
-        """
-        factor = self.vae.spatial_factor
-        if self.training:
-            render = self.render_field(camera, factor)
-            self.strategy.step_pre_backward(
-                self.gauss_params, self.optimizers, self.strategy_state, self.step, self.info
+        with self._full_precision():
+            gaussians = Gaussians(
+                self.means, self.quats, torch.exp(self.scales), opacities, self.features_dc, self.features_rest
             )
-            return {"field": render.field, "accumulation": render.alpha, "depth": render.depth}
-        rendered = self.render(camera)
-        return {name: rendered[name] for name in ("rgb", "latent_rgb", "depth", "accumulation")}
+            features, depth, alpha, self.info = rasterize(gaussians, camera.viewmats, camera.Ks, settings)
+            return FieldRender(features + (1 - alpha) * self.background(), alpha, depth)
 
     @torch.no_grad()
-    def render(self, camera: Cameras) -> dict[str, Any]:
-        """Render and decode a camera.
+    def render(self, camera: GridCamera, decode: bool = True) -> dict[str, Any]:
+        """Render and decode one camera.
+
+        Args:
+            camera: a single one; of the grid that the VAE decodes, unless `decode` is off.
+            decode: whether `rgb` is decoded; otherwise it is `latent_rgb`.
 
         Returns:
-            The pictures of `get_outputs`, and `latent` [C, h, w] that was decoded, `raster_seconds`, `decode_seconds`.
+            Pictures of the camera's size: `rgb` [H, W, 3] in [0, 1], `latent_rgb` [H, W, 3] (a linear map of the
+            latent), `depth` [H, W, 1] in scene units, `accumulation` [H, W, 1]; the `latent` [C, h, w] that was
+            decoded; and a stopwatch `times` with the marks `rasterized` and `decoded`.
         """
-        height, width = int(camera.height.item()), int(camera.width.item())
-        preview = viewer_is_moving() and self.viewer_preview.value == "latent_rgb"
-        factor = self.vae.spatial_factor
-        cell = min(factor, max(height, width) / PREVIEW_CELLS) if preview else factor
-
-        start = self._now()
-        field, alpha, depth = self.render_field(camera, cell)
-        latent = self.normalization.to_latent(field)
-        rasterized = self._now()
-        latent_rgb = resize_from_cells(self.linear_rgb(latent).clamp(0, 1), cell, height, width)
-        decode_start = self._now()
-        rgb = latent_rgb if preview else self.vae.decode(latent[None], height, width)[0]
-        decoded = self._now()
+        times = Stopwatch(self.device)
+        field, alpha, depth = self.render_field(camera)
+        latent = self.normalization.to_latent(field[0])
+        times.mark("rasterized")
+        rgb = self.vae.decode(latent[None], camera.height, camera.width)[0] if decode else None
+        times.mark("decoded")
+        latent_rgb = enlarged(self.linear_rgb(latent).clamp(0, 1), camera)
         assert depth is not None
-        depth = torch.where(alpha > 0, depth, depth.max())
         return {
-            "rgb": rgb,
+            "rgb": latent_rgb if rgb is None else rgb,
             "latent_rgb": latent_rgb,
-            "depth": resize_from_cells(depth, cell, height, width),
-            "accumulation": resize_from_cells(alpha, cell, height, width),
+            "depth": enlarged(torch.where(alpha > 0, depth, depth.max())[0], camera),
+            "accumulation": enlarged(alpha[0], camera),
             "latent": latent,
-            "raster_seconds": rasterized - start,
-            "decode_seconds": decoded - decode_start,
+            "times": times,
         }
 
-    def _now(self) -> float:
-        """Seconds on a clock that has waited for the device."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+    @exit_on_user_error()
+    @torch.no_grad()
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
+        """Render a camera for nerfstudio's commands and viewer, inside a crop box if there is one.
+
+        Returns:
+            `rgb`, `latent_rgb`, `depth`, `accumulation` of :meth:`render`; previews while the viewer's camera moves.
+        """
+        self.set_crop(obb_box)
+        cell: float = self.vae.spatial_factor
+        preview = viewer_is_moving() and self.viewer_preview.value == "latent_rgb"
+        if preview:
+            cell = preview_cell(int(camera.height), int(camera.width), self.vae.spatial_factor)
+        rendered = self.render(grid_camera(camera, cell, self.device), decode=not preview)
+        return {name: rendered[name] for name in ("rgb", "latent_rgb", "depth", "accumulation")}
+
+    # ---------------------------------------------------------------- background
+
+    def background(self) -> Tensor:
+        """Return the field latent [C] behind the Gaussians."""
+        color = self._scene_color
+        if self.training and color is None:
+            if self.config.background_color == "random":
+                # As splatfacto: a background that changes at every step cannot stand in for opaque Gaussians.
+                return torch.rand(self.vae.latent_channels, device=self.device)
+            color = _plain(get_color(self.config.background_color))
+        elif not self.training:
+            asked_for = renderers.BACKGROUND_COLOR_OVERRIDE
+            color = _plain(asked_for) if asked_for is not None else color or self._viewer_color
+        if color is None:
+            return torch.full((self.vae.latent_channels,), 0.5, device=self.device)  # the middle of the field's range
+        return self._backgrounds.of(color)
+
+    def _read_scene_color(self) -> Color | None:
+        return _plain(self.scene_background) if torch.isfinite(self.scene_background).all() else None
+
+    def set_background(self, background_color: Tensor) -> None:
+        """Take the color that the viewer shows behind the Gaussians, RGB [3]; training does not see it."""
+        self._viewer_color = _plain(background_color)
 
     # ---------------------------------------------------------------- evaluation
 
     def get_image_metrics_and_images(
         self, outputs: dict[str, Any], batch: dict[str, Any]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Compare a rendered held-out view with its photograph, in three families.
+        """Compare a rendered held-out view with its photograph.
 
         Args:
-            outputs: what `render` gives for the view's camera.
+            outputs: what :meth:`render` gives for the view's camera.
             batch: `image` [H, W, 3] in [0, 1], `latent` [C, h, w], and `mask` [H, W] if there is one.
 
         Returns:
-            metrics: `psnr, ssim, lpips` of the decoded render against the photograph; `latent_psnr` of the rendered
-                against the encoded field latent (data range 1); `ceiling_psnr, ceiling_ssim, ceiling_lpips` of the
-                VAE's reconstruction; `raster_seconds, decode_seconds` of this render. LPIPS where it has weights.
-            images: `img`, side by side the photograph, the VAE's reconstruction and the decoded render.
+            The metrics of :func:`compare_view` and `raster_seconds, decode_seconds`; its picture as `img`.
         """
-        photograph, latent, mask = batch["image"], batch["latent"], batch.get("mask")
-        height, width = photograph.shape[:2]
-        with torch.no_grad():
-            reconstruction = self.vae.decode(latent[None], height, width)[0]
-            rendered = self.normalization.to_field(outputs["latent"])
-            latent_error = F.mse_loss(rendered, self.normalization.to_field(latent))
-        metrics = self.image_metrics(outputs["rgb"], photograph, mask)
-        metrics["latent_psnr"] = float(-10 * torch.log10(latent_error))
-        for name, value in self.image_metrics(reconstruction, photograph, mask).items():
-            metrics[f"ceiling_{name}"] = value
-        metrics |= {name: outputs[name] for name in ("raster_seconds", "decode_seconds")}
-        return metrics, {"img": torch.cat([photograph, reconstruction, outputs["rgb"]], dim=1)}
+        metrics, picture = compare_view(
+            outputs["rgb"],
+            outputs["latent"],
+            batch["image"],
+            batch["latent"],
+            batch.get("mask"),
+            vae=self.vae,
+            normalization=self.normalization,
+            metrics=self.image_metrics,
+        )
+        metrics["raster_seconds"] = outputs["times"].seconds("start", "rasterized")
+        metrics["decode_seconds"] = outputs["times"].seconds("rasterized", "decoded")
+        return metrics, {"img": picture}
 
     # ---------------------------------------------------------------- export
 
@@ -490,7 +466,7 @@ class LatentSplatfactoModel(SplatfactoModel):
             scales=torch.exp(self.scales.detach()),
             opacities=torch.sigmoid(self.opacities.detach()).squeeze(-1),
             features=torch.cat([self.features_dc[:, None], self.features_rest], dim=1).detach()[:, :bases],
-            background=self._background_field(),
+            background=self.background(),
             normalization=self.normalization,
             linear_rgb=self.linear_rgb,
             spatial_factor=self.vae.spatial_factor,
@@ -505,42 +481,22 @@ class LatentSplatfactoModel(SplatfactoModel):
 
     @property
     def shs_0(self) -> Tensor:
-        """[N, 3], degree 0 of the Gaussians' colours through the linear latent-to-RGB map, as ply viewers read them."""
+        """[N, 3], degree 0 of the Gaussians' colors through the linear latent-to-RGB map, as ply viewers read them."""
         matrix, bias = self.linear_rgb.for_field(self.normalization)
         return RGB2SH(SH_C0 * self.features_dc @ matrix.T + bias)
 
     @property
     def shs_rest(self) -> Tensor:
-        """[N, K - 1, 3], the higher degrees of the Gaussians' colours through the linear latent-to-RGB map."""
+        """[N, K - 1, 3], the higher degrees of the Gaussians' colors through the linear latent-to-RGB map."""
         matrix, _ = self.linear_rgb.for_field(self.normalization)
         return self.features_rest @ matrix.T
 
     @property
     def colors(self) -> Tensor:
-        """[N, 3], the Gaussians' mean colours."""
+        """[N, 3], the Gaussians' mean colors."""
         return SH2RGB(self.shs_0)
 
 
-def world_to_camera(camera_to_worlds: Tensor) -> Tensor:
-    """View matrices [B, 4, 4] (OpenCV axes) of nerfstudio's poses [B, 3, 4] (camera-to-world, OpenGL axes)."""
-    rotation = camera_to_worlds[:, :3, :3] * camera_to_worlds.new_tensor([1.0, -1.0, -1.0])
-    inverse = rotation.transpose(1, 2)
-    translation = -inverse @ camera_to_worlds[:, :3, 3:]
-    last_row = camera_to_worlds.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(camera_to_worlds), 1, 4)
-    return torch.cat([torch.cat([inverse, translation], dim=2), last_row], dim=1)
-
-
-def resize_from_cells(picture: Tensor, cell: float, height: int, width: int) -> Tensor:
-    """[h, w, c] on a grid of cells of `cell` pixels to [height, width, c], bilinearly.
-
-    The grid may reach beyond the picture on the right and below; what does is cut off.
-    """
-    size = (round(picture.shape[0] * cell), round(picture.shape[1] * cell))
-    enlarged = F.interpolate(picture.permute(2, 0, 1)[None], size=size, mode="bilinear", align_corners=False)
-    return enlarged[0].permute(1, 2, 0)[:height, :width]
-
-
-def viewer_is_moving() -> bool:
-    """Whether the current thread renders a preview for a viewer whose camera moves (or has just stopped)."""
-    thread = threading.current_thread()
-    return isinstance(thread, RenderStateMachine) and thread.state != "high"
+def _plain(color: Tensor) -> Color:
+    """Return a color as plain numbers; reads it back where it is on a GPU."""
+    return tuple(color.tolist())

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 from torchvision.utils import save_image
 
+from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.dataset import PinholeDataset
 from lrf_nerfstudio.plugin.fitting import FieldFit, FittingConfig
 from lrf_nerfstudio.plugin.pipeline import LatentPipeline
@@ -119,9 +120,8 @@ def render_views(pipeline: LatentPipeline) -> list[Tensor]:
     model, latents = pipeline.model, []
     for _, dataset in _datasets(pipeline):
         for index in range(len(dataset)):
-            camera = dataset.cameras[index : index + 1].to(model.device)
-            render = model.render_field(camera, model.vae.spatial_factor)
-            latents.append(model.normalization.to_latent(render.field).cpu())
+            camera = grid_camera(dataset.cameras[index : index + 1], model.vae.spatial_factor, model.device)
+            latents.append(model.normalization.to_latent(model.render_field(camera).field[0]).cpu())
     return latents
 
 

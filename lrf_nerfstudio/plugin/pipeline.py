@@ -1,5 +1,6 @@
 """Owns the VAE: loads it once, for the datamanager (which encodes) and the model (which decodes)."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,10 @@ from torchvision.utils import save_image
 from lrf_nerfstudio.field.seeding import mean_latents_at_projections
 from lrf_nerfstudio.plugin.datamanager import LatentDatamanager, LatentDatamanagerConfig
 from lrf_nerfstudio.plugin.ffmpeg import provide_ffmpeg
-from lrf_nerfstudio.plugin.model import LatentSplatfactoModel, LatentSplatfactoModelConfig, world_to_camera
+from lrf_nerfstudio.plugin.model import LatentSplatfactoModel, LatentSplatfactoModelConfig
+from lrf_nerfstudio.splatting import check_gsplat
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
-from lrf_nerfstudio.vae import FieldNormalization, LinearRGB, VAEConfig
+from lrf_nerfstudio.vae import FieldNormalization, LinearRGB, VAEConfig, downsample_mask
 
 MAX_VIEWS_FOR_LINEAR_RGB = 16
 """Photographs that the linear latent-to-RGB map is fitted to: 3 (C + 1) numbers need no more."""
@@ -34,6 +36,9 @@ class LatentPipelineConfig(VanillaPipelineConfig):
     """The autoencoder whose latent space the scene is trained in."""
     model: LatentSplatfactoModelConfig = field(default_factory=LatentSplatfactoModelConfig)
     """The radiance field."""
+    device: Literal["auto", "cpu"] = "auto"
+    """Where ns-viewer, ns-render, ns-eval and ns-export put the trained scene: `auto` is the GPU where there is one. A
+    scene that was trained with `--machine.device-type cpu` stays on the CPU."""
 
 
 class LatentPipeline(VanillaPipeline):
@@ -63,6 +68,10 @@ class LatentPipeline(VanillaPipeline):
         self.config = config
         self.test_mode = test_mode
         self.world_size = world_size
+        if config.device == "cpu":
+            device = "cpu"
+        if torch.device(device).type == "cuda":
+            check_gsplat()
         vae = config.vae.setup(device)
         self.datamanager = config.datamanager.setup(
             device=device, test_mode=test_mode, world_size=world_size, local_rank=local_rank, vae=vae
@@ -89,37 +98,37 @@ class LatentPipeline(VanillaPipeline):
         """What a new field starts from: maps between latents, field latents and RGB, and seed points with features."""
         datamanager, dataset = self.datamanager, self.datamanager.train_dataset
         datamanager.encode_train_views()
-        latents = [batch["latent"] for _, batch in datamanager.train_views]
+        latents = [view.target[0] for view in datamanager.train_views]
         normalization = FieldNormalization.from_latents(latents)
         stride = -(-len(latents) // MAX_VIEWS_FOR_LINEAR_RGB)
         linear_rgb = LinearRGB.fit(
             ((latents[index], dataset.photograph(index)[0]) for index in range(0, len(latents), stride)),
             datamanager.spatial_factor,
         )
-        return {
+        state = {
             "normalization": normalization,
             "linear_rgb": linear_rgb,
             "background_rgb": dataset.background_rgb,
             "seed_points": self._seed_points(normalization),
         }
+        on_device = copy.deepcopy(normalization).to(datamanager.device)
+        datamanager.map_targets(on_device.to_field)
+        return state
 
     def _seed_points(self, normalization: FieldNormalization) -> tuple[Tensor, Tensor] | None:
         """Positions [N, 3] and field latents [N, C] of the data set's points; None if it has none."""
         points = self.datamanager.train_dataparser_outputs.metadata.get("points3D_xyz")
-        if points is None or len(points) < 4:  # the first scales come from the three nearest neighbours
+        if points is None or len(points) < 4:  # the first scales come from the three nearest neighbors
             return None
-
-        def views() -> Any:
-            for camera, batch in self.datamanager.train_views:
-                K = camera.get_intrinsics_matrices()[0] / self.datamanager.spatial_factor
-                K[2, 2] = 1.0
-                viewmat = world_to_camera(camera.camera_to_worlds)[0]
-                yield batch["latent"].cpu(), viewmat.cpu(), K.cpu()
-
-        latents, seen = mean_latents_at_projections(points.float().cpu(), views())
+        points = points.float().cpu()
+        views = (
+            (view.target[0].cpu(), view.camera.viewmats[0].cpu(), view.camera.Ks[0].cpu())
+            for view in self.datamanager.train_views
+        )
+        latents, seen = mean_latents_at_projections(points, views)
         field = normalization.to_field(latents.T[:, :, None])[:, 0]  # [C, N, 1] to [N, 1, C] to [N, C]
         field[seen == 0] = 0.5  # the middle of the field's range, where no training view looks
-        return points.float().cpu(), field
+        return points, field
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -133,9 +142,15 @@ class LatentPipeline(VanillaPipeline):
         unexpected = [name for name in state_dict if not name.startswith(prefix)]
         if unexpected or f"{prefix}_extra_state" not in state_dict:
             raise UserError("The checkpoint was not written by latent-splatfacto.")
-        return self.model.load_state_dict(
+        initial = copy.deepcopy(self.model.normalization)
+        keys = self.model.load_state_dict(
             {name.removeprefix(prefix): value for name, value in state_dict.items()}, strict=True
         )
+        if not initial.equals(self.model.normalization):  # the checkpoint's, of other photographs perhaps
+            self.datamanager.map_targets(
+                lambda target: self.model.normalization.to_field(initial.to_latent(target))
+            )
+        return keys
 
     # ---------------------------------------------------------------- evaluation
 
@@ -144,8 +159,11 @@ class LatentPipeline(VanillaPipeline):
         """Losses and metrics of the next held-out view, on the latent grid as in training."""
         self.eval()
         camera, batch = self.datamanager.next_eval(step)
+        batch["target"] = self.model.normalization.to_field(batch.pop("latent")[None])
+        if "mask" in batch:
+            batch["mask"] = downsample_mask(batch["mask"], self.model.vae.spatial_factor)[None]
         with torch.no_grad():
-            render = self.model.render_field(camera, self.model.vae.spatial_factor)
+            render = self.model.render_field(camera)
         outputs = {"field": render.field, "accumulation": render.alpha}
         metrics = self.model.get_metrics_dict(outputs, batch)
         losses = self.model.get_loss_dict(outputs, batch, metrics)
@@ -158,7 +176,7 @@ class LatentPipeline(VanillaPipeline):
         self.eval()
         camera, batch = self.datamanager.next_eval_image(step)
         metrics, images = self.model.get_image_metrics_and_images(self.model.render(camera), batch)
-        metrics["num_rays"] = int(camera.height * camera.width)
+        metrics["num_rays"] = camera.height * camera.width
         self.train()
         return metrics, images
 

@@ -1,10 +1,8 @@
 """nerfstudio's trainer with checkpoints that survive a kill, load without unpickling, and resume exactly."""
 
-import math
 import os
 import pickle
 import threading
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,19 +13,23 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer import Viewer
+from torch.amp.grad_scaler import GradScaler
 
 from lrf_nerfstudio.plugin.optimizers import RunLengthDecayConfig
+from lrf_nerfstudio.plugin.pipeline import LatentPipelineConfig
+from lrf_nerfstudio.plugin.viewer import PictureClock
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
-
-PICTURE_SECONDS = 30.0
-"""The viewer renews its picture of a field in training after so many seconds at the latest."""
-
 
 @dataclass
 class LatentTrainerConfig(TrainerConfig):
     """Configuration of the training run."""
 
     _target: type = field(default_factory=lambda: LatentTrainer)
+
+    def __post_init__(self) -> None:
+        # Of the saved configuration too, so that the scene is not put on a GPU later.
+        if self.machine.device_type == "cpu" and isinstance(self.pipeline, LatentPipelineConfig):
+            self.pipeline.device = "cpu"
 
 
 class FairLock:
@@ -61,8 +63,13 @@ class LatentTrainer(Trainer):
             CONSOLE.log("No CUDA device: training on the CPU.")
             config.machine.device_type = "cpu"
         super().__init__(config, local_rank, world_size)
+        if self.mixed_precision:
+            # bfloat16 has the range of float32: no scaler of gradients, which would wait for the GPU at every step.
+            torch.set_autocast_dtype("cuda", torch.bfloat16)
+            self.use_grad_scaler = config.use_grad_scaler
+            self.grad_scaler = GradScaler(enabled=self.use_grad_scaler)
         self.train_lock = FairLock()
-        self._picture_step, self._picture_time = 0, -math.inf  # of the viewer's last picture
+        self._picture_clock = PictureClock()
 
     @exit_on_user_error()
     def setup(self, test_mode: Any = "val") -> None:
@@ -103,26 +110,13 @@ class LatentTrainer(Trainer):
             torch.set_num_threads(threads)
 
     def _update_viewer_state(self, step: int) -> None:
-        """Have the viewer renew its picture when nerfstudio holds it to be worth the time, with two exceptions.
-
-        nerfstudio goes by the mean speed of the last renders, to which the first one, small previews and the wait for
-        the training step belong. On a slow machine it is so low that a picture would stay for minutes: it is renewed
-        after `PICTURE_SECONDS`. On a fast GPU it is so high that a page, which leaves its preview after 0.2 s without a
-        new picture, would never leave it: pages in preview are left alone.
-        """
+        """Renew the viewer's picture when it is due; see :class:`PictureClock`."""
         viewer = self.viewer_state
         if not isinstance(viewer, Viewer):
             return super()._update_viewer_state(step)
-        machines = list(viewer.render_statemachines.values())  # a copy: pages come and go
-        if time.monotonic() - self._picture_time > PICTURE_SECONDS:
-            viewer.last_step = -math.inf
-        elif any(machine.state != "high" for machine in machines):
-            viewer.last_step = math.inf
-        else:
-            viewer.last_step = self._picture_step
+        self._picture_clock.prepare(viewer)
         super()._update_viewer_state(step)
-        if viewer.last_step == step:
-            self._picture_step, self._picture_time = step, time.monotonic()
+        self._picture_clock.note(viewer, step)
 
     def _load_checkpoint(self) -> None:
         path = self.config.load_checkpoint
@@ -138,8 +132,8 @@ class LatentTrainer(Trainer):
             self.optimizers.load_schedulers(state["schedulers"])
         self.grad_scaler.load_state_dict(state["scalers"])
         torch.set_rng_state(state["rng"]["cpu"])
-        if torch.cuda.is_available() and state["rng"]["cuda"]:
-            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        if "cuda" in state["rng"] and self.device != "cpu":  # a run may go on where there are fewer GPUs, or none
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
         CONSOLE.print(f"Resuming after step {state['step']} of {path}")
 
     @check_main_thread
@@ -160,10 +154,8 @@ class LatentTrainer(Trainer):
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
             "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
             "scalers": self.grad_scaler.state_dict(),
-            "rng": {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
+            "rng": {"cpu": torch.get_rng_state()}
+            | ({} if self.device == "cpu" else {"cuda": torch.cuda.get_rng_state(self.device)}),
         }
         try:
             with temporary.open("wb") as file:

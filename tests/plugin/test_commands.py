@@ -19,7 +19,8 @@ from plyfile import PlyData
 from tiny_scenes import floor_color
 
 from lrf_nerfstudio.field.latent_field import LatentField
-from lrf_nerfstudio.plugin.model import world_to_camera
+from lrf_nerfstudio.field.cameras import world_to_camera
+from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.pipeline import LatentPipeline
 
 
@@ -232,7 +233,7 @@ def test_interpolate(trained, pipeline, tmp_path):
     ).check()
     frames = read_video(tmp_path / "video.mp4")
     assert len(frames) == 2 * 4  # between three held-out views
-    rendered = pipeline.model.render(pipeline.datamanager.eval_dataset.cameras[0:1])["rgb"].numpy()
+    rendered = pipeline.model.get_outputs_for_camera(pipeline.datamanager.eval_dataset.cameras[0:1])["rgb"].numpy()
     height, width = min(frames.shape[1], 149), min(frames.shape[2], 199)
     assert psnr(frames[0][:height, :width], rendered[:height, :width]) > 28  # but for the video's compression
 
@@ -271,7 +272,7 @@ def test_dataset(trained, pipeline, tmp_path, forked):
             assert len(list((tmp_path / split / folder).iterdir())) == count
     rendered, photograph = (read_picture(tmp_path / "test" / name / "008.png") for name in ("rgb", "gt-rgb"))
     assert rendered.shape == photograph.shape == (149, 199, 3)
-    expected = pipeline.model.render(pipeline.datamanager.eval_dataset.cameras[1:2])["rgb"].numpy()
+    expected = pipeline.model.get_outputs_for_camera(pipeline.datamanager.eval_dataset.cameras[1:2])["rgb"].numpy()
     assert np.abs(rendered - expected).max() < 0.005
     assert np.abs(photograph - read_picture(trained.scene / "images" / "008.png")).max() < 0.005
 
@@ -319,4 +320,4 @@ def test_the_exported_field_renders_what_the_model_does(trained, pipeline, tmp_p
     latent = field.render(
         world_to_camera(camera.camera_to_worlds)[0], camera.get_intrinsics_matrices()[0], width=199, height=149
     )
-    assert torch.allclose(latent, pipeline.model.render(camera)["latent"], atol=1e-4)
+    assert torch.allclose(latent, pipeline.model.render(grid_camera(camera, 4, "cpu"))["latent"], atol=1e-4)

@@ -37,8 +37,8 @@ def test_the_second_start_encodes_nothing(floor_scene, tiny_vae, cached):
     second = make_pipeline(floor_scene, tiny_vae, **cached)
     second.get_average_eval_image_metrics()
     assert second.datamanager.latent_cache.misses == 0
-    for (_, a), (_, b) in zip(first.datamanager.train_views, second.datamanager.train_views, strict=True):
-        assert torch.equal(a["latent"], b["latent"])
+    for a, b in zip(first.datamanager.train_views, second.datamanager.train_views, strict=True):
+        assert torch.equal(a.target, b.target)
     assert torch.equal(first.model.normalization.scale, second.model.normalization.scale)
     assert torch.equal(first.model.linear_rgb.matrix, second.model.linear_rgb.matrix)
 
@@ -71,7 +71,7 @@ def test_commands_that_do_not_train_encode_nothing(floor_scene, tiny_vae, cached
 
 
 def served(datamanager, steps) -> list[int]:
-    return [datamanager.next_train(step)[1]["image_idx"] for step in steps]
+    return [index for step in steps for index in datamanager.next_train(step)[1]["image_idx"]]
 
 
 def test_every_epoch_is_a_permutation_of_its_own(floor_scene, tiny_vae):
@@ -102,13 +102,17 @@ def test_a_training_batch(floor_scene, tiny_vae):
     datamanager = make_datamanager(floor_scene, tiny_vae)
     datamanager.encode_train_views()
     camera, batch = datamanager.next_train(0)
-    assert camera.shape == (1,)
-    assert camera.metadata["cam_idx"] == batch["image_idx"]
-    assert batch["latent"].shape == (4, 9, 13)  # ceil(67 / 8), ceil(101 / 8)
-    assert set(batch) == {"image_idx", "latent"}
-    image, _ = datamanager.train_dataset.photograph(batch["image_idx"])
-    latent = VAEConfig(source=str(tiny_vae)).setup().encode(image[None])[0]
-    assert torch.allclose(batch["latent"], latent)
+    assert camera.indices.tolist() == batch["image_idx"]
+    assert (camera.height, camera.width, camera.rows, camera.columns) == (67, 101, 9, 13)
+    assert batch["target"].shape == (1, 4, 9, 13)  # latents, until the pipeline maps them
+    assert set(batch) == {"image_idx", "target"}
+    image, _ = datamanager.train_dataset.photograph(batch["image_idx"][0])
+    latent = VAEConfig(source=str(tiny_vae)).setup().encode(image[None])
+    assert torch.allclose(batch["target"], latent)
+    datamanager.map_targets(lambda latents: 2 * latents.movedim(1, -1))
+    _, batch = datamanager.next_train(0)
+    assert batch["target"].is_contiguous()
+    assert torch.allclose(batch["target"], 2 * latent.movedim(1, -1))
 
 
 def test_views_of_different_sizes(tmp_path, tiny_vae):
@@ -117,7 +121,8 @@ def test_views_of_different_sizes(tmp_path, tiny_vae):
     datamanager.encode_train_views()
     for step in range(7):
         camera, batch = datamanager.next_train(step)
-        assert batch["latent"].shape[1:] == (-(-int(camera.height) // 8), -(-int(camera.width) // 8))
+        assert batch["target"].shape[2:] == (camera.rows, camera.columns)
+        assert (camera.rows, camera.columns) == (-(-camera.height // 8), -(-camera.width // 8))
 
 
 @pytest.mark.parametrize("distortion", [{}, {"k1": -0.12, "p1": 0.004}], ids=["pinhole", "distorted"])
@@ -126,8 +131,8 @@ def test_a_cell_counts_when_all_its_pixels_do(tmp_path, tiny_vae, distortion):
     datamanager = make_datamanager(scene, tiny_vae)
     datamanager.encode_train_views()
     camera, batch = datamanager.next_train(3)
-    _, mask = datamanager.train_dataset.photograph(batch["image_idx"])
-    assert mask.shape == (int(camera.height), int(camera.width))
+    _, mask = datamanager.train_dataset.photograph(batch["image_idx"][0])
+    assert mask.shape == (camera.height, camera.width)
     assert 0 < mask.float().mean() < 1
     expected = [
         [
@@ -136,7 +141,28 @@ def test_a_cell_counts_when_all_its_pixels_do(tmp_path, tiny_vae, distortion):
         ]
         for row in range(-(-mask.shape[0] // 8))
     ]
-    assert batch["latent_mask"].tolist() == expected
+    assert batch["mask"].tolist() == [expected]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_several_views_in_a_step_have_one_size(tmp_path, tiny_vae, masked):
+    scene = write_scene(tmp_path / "scene", views=17, lenses=[Lens(96, 72), Lens(64, 101, 70.0)], masked=masked)
+    datamanager = make_datamanager(scene, tiny_vae, datamanager__views_per_step=3)
+    datamanager.encode_train_views()
+    for epoch in range(3):
+        seen: list[int] = []
+        for position in range(datamanager._steps_per_epoch):
+            camera, batch = datamanager.next_train(epoch * datamanager._steps_per_epoch + position)
+            views = [datamanager.train_views[index] for index in batch["image_idx"]]
+            assert {(view.camera.height, view.camera.width) for view in views} == {(camera.height, camera.width)}
+            assert torch.equal(camera.viewmats, torch.cat([view.camera.viewmats for view in views]))
+            assert torch.equal(batch["target"], torch.cat([view.target for view in views]))
+            assert camera.indices.tolist() == batch["image_idx"]
+            assert ("mask" in batch) == masked
+            seen += batch["image_idx"]
+        assert sorted(seen) == list(range(14))
+    with pytest.raises(UserError, match="views-per-step must be 1 or more"):
+        make_datamanager(scene, tiny_vae, datamanager__views_per_step=0).encode_train_views()
 
 
 def test_shifted_views(tmp_path, tiny_vae, cached):
@@ -147,18 +173,20 @@ def test_shifted_views(tmp_path, tiny_vae, cached):
     seen: dict[int, list[tuple[int, int]]] = {}
     for step in range(4 * 7):  # 7 training views, 4 epochs
         camera, batch = datamanager.next_train(step)
-        whole = dataset.cameras[batch["image_idx"]]
+        (index,) = batch["image_idx"]
+        whole = dataset.cameras[index]
         top, left = int(whole.height - camera.height), int(whole.width - camera.width)
-        seen.setdefault(batch["image_idx"], []).append((top, left))
+        seen.setdefault(index, []).append((top, left))
         # What was at pixel (x, y) of the photograph is at (x - left, y - top) of what is encoded.
-        assert (float(whole.cx - camera.cx), float(whole.cy - camera.cy)) == (left, top)
-        assert torch.equal(camera.fx, whole.fx[None]) and camera.metadata["cam_idx"] == batch["image_idx"]
-        image, mask = dataset.photograph(batch["image_idx"])
-        torch.testing.assert_close(batch["latent"], vae.encode(image[None, top:, left:])[0])
-        assert torch.equal(batch["latent_mask"], downsample_mask(mask[top:, left:], 8))
+        expected = torch.cat([whole.fx, whole.fy, whole.cx - left, whole.cy - top]) / 8
+        torch.testing.assert_close(camera.Ks[0][[0, 1, 0, 1], [0, 1, 2, 2]], expected)
+        assert camera.indices.tolist() == [index]
+        image, mask = dataset.photograph(index)
+        torch.testing.assert_close(batch["target"], vae.encode(image[None, top:, left:]))
+        assert torch.equal(batch["mask"][0], downsample_mask(mask[top:, left:], 8))
     assert len(seen) == 7
     assert all(sorted(shifts) == [(0, 0), (0, 4), (4, 0), (4, 4)] for shifts in seen.values())
-    assert all(float(camera.cx) == float(dataset.cameras.cx[0]) for camera, _ in datamanager.train_views)
+    assert {view.camera.width for view in datamanager.train_views} == {101}
 
     again = make_datamanager(scene, tiny_vae, datamanager__shifts=2, **cached)
     again.encode_train_views()
@@ -174,7 +202,7 @@ def test_there_are_no_training_views_before_they_are_encoded(floor_scene, tiny_v
 def test_a_factor_of_one_has_no_parts_of_a_cell(floor_scene):
     datamanager = make_datamanager(floor_scene, Path("rgb"), datamanager__shifts=3)
     datamanager.encode_train_views()
-    assert {int(datamanager.next_train(step)[0].width) for step in range(28)} == {101}
+    assert {datamanager.next_train(step)[0].width for step in range(28)} == {101}
 
 
 def test_held_out_views_come_in_turn(floor_scene, tiny_vae):
@@ -184,7 +212,7 @@ def test_held_out_views_come_in_turn(floor_scene, tiny_vae):
     camera, batch = batches[1]
     expected, _ = datamanager.eval_dataset.photograph(1)
     assert torch.equal(batch["image"], expected)
-    assert (int(camera.height), int(camera.width)) == expected.shape[:2] == (67, 101)
+    assert (camera.height, camera.width) == expected.shape[:2] == (67, 101)
     views = datamanager.fixed_indices_eval_dataloader
     assert len(views) == 3
     assert [batch["image_idx"] for _, batch in views] == [0, 1, 2]

@@ -13,9 +13,11 @@ from nerfstudio.model_components.renderers import background_color_override_cont
 from tiny_scenes import Lens, write_scene
 from tiny_vaes import make_vae
 
-from lrf_nerfstudio.field.seeding import mean_latents_at_projections
-from lrf_nerfstudio.plugin.model import SH_C0, LatentSplatfactoModel, world_to_camera
-from lrf_nerfstudio.splatting import rasterize
+from lrf_nerfstudio.field.cameras import GridCamera, adjusted, world_to_camera
+from lrf_nerfstudio.field.seeding import SH_C0, mean_latents_at_projections
+from lrf_nerfstudio.plugin.cameras import grid_camera
+from lrf_nerfstudio.plugin.model import LatentSplatfactoModel
+from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
 from lrf_nerfstudio.utils.errors import UserError
 
 
@@ -49,6 +51,16 @@ def view(pipeline, index: int = 0, height: int | None = None, width: int | None 
     )
 
 
+def on_grid(pipeline, index: int = 0, height: int | None = None, width: int | None = None) -> GridCamera:
+    """The same on the grid that the VAE decodes."""
+    return grid_camera(view(pipeline, index, height, width), 8, "cpu", index)
+
+
+def field_of(model: LatentSplatfactoModel, camera: GridCamera) -> torch.Tensor:
+    """[h, w, C], what the field renders."""
+    return model.render_field(camera).field[0]
+
+
 # ---------------------------------------------------------------------------------------------------- outputs
 
 
@@ -68,27 +80,27 @@ def test_outputs_have_exactly_the_cameras_size(pipeline, height, width):
 def test_training_renders_the_latent_grid(floor_scene, tiny_vae):
     pipeline = make_pipeline(floor_scene, tiny_vae)
     pipeline.model.optimizers = {}
-    outputs = pipeline.model(view(pipeline))
-    assert outputs["field"].shape == (9, 13, 4)
-    assert outputs["accumulation"].shape == (9, 13, 1)
+    outputs = pipeline.model(on_grid(pipeline))
+    assert outputs["field"].shape == (1, 9, 13, 4)
+    assert outputs["accumulation"].shape == (1, 9, 13, 1)
 
 
 def test_the_picture_is_the_decoded_latent_cut_to_size(pipeline):
-    model, camera = pipeline.model, view(pipeline)
+    model, camera = pipeline.model, on_grid(pipeline)
     rendered = model.render(camera)
     assert rendered["latent"].shape == (4, 9, 13)
-    field = model.render_field(camera, 8).field
+    field = field_of(model, camera)
     assert torch.allclose(model.normalization.to_field(rendered["latent"]), field, atol=1e-5)
     assert torch.equal(rendered["rgb"], model.vae.decode(rendered["latent"][None], 67, 101)[0])
-    assert rendered["raster_seconds"] > 0
-    assert rendered["decode_seconds"] > 0
+    assert rendered["times"].seconds("start", "rasterized") > 0
+    assert rendered["times"].seconds("rasterized", "decoded") > 0
 
 
 def test_other_cameras_are_refused(pipeline):
     camera = view(pipeline)
     camera.camera_type = torch.full_like(camera.camera_type, CameraType.EQUIRECTANGULAR.value)
     with pytest.raises(UserError, match="perspective"):
-        pipeline.model.render(camera)
+        grid_camera(camera, 8, "cpu")
 
 
 def test_principal_point_moves_the_picture(pipeline):
@@ -97,8 +109,8 @@ def test_principal_point_moves_the_picture(pipeline):
     window = view(pipeline, 0, 128, 192)
     window.cx, window.cy = window.cx - 64, window.cy - 16
     window.width, window.height = torch.full_like(window.width, 96), torch.full_like(window.height, 64)
-    field = pipeline.model.render_field(whole, 8).field
-    assert torch.allclose(pipeline.model.render_field(window, 8).field, field[2:10, 8:20], atol=2e-3)
+    field, part = (field_of(pipeline.model, grid_camera(camera, 8, "cpu")) for camera in (whole, window))
+    assert torch.allclose(part, field[2:10, 8:20], atol=2e-3)
 
 
 # ---------------------------------------------------------------------------------------------------- crop, background
@@ -145,14 +157,14 @@ def encoded_color(model: LatentSplatfactoModel, rgb: list[float]) -> torch.Tenso
 def test_the_viewers_background_is_encoded(pipeline):
     model, nothing = pipeline.model, box((50.0, 0.0, 0.0), (0.1, 0.1, 0.1))
     model.set_crop(nothing)
-    neutral = model.render_field(view(pipeline), 8).field
+    neutral = field_of(model, on_grid(pipeline))
     assert torch.allclose(neutral, torch.full_like(neutral, 0.5))
     model.set_background(torch.tensor([0.9, 0.2, 0.1]))
-    field = model.render_field(view(pipeline), 8).field
+    field = field_of(model, on_grid(pipeline))
     expected = encoded_color(model, [0.9, 0.2, 0.1])
     with background_color_override_context(torch.tensor([0.0, 0.3, 1.0])):
-        overridden = model.render_field(view(pipeline), 8).field
-    model.background_color = None
+        overridden = field_of(model, on_grid(pipeline))
+    model._viewer_color = None
     model.set_crop(None)
     assert torch.allclose(field, expected.expand_as(field), atol=1e-4)
     assert torch.allclose(overridden, encoded_color(model, [0.0, 0.3, 1.0]).expand_as(field), atol=1e-4)
@@ -160,19 +172,19 @@ def test_the_viewers_background_is_encoded(pipeline):
 
 def test_the_viewers_background_does_not_reach_training(floor_scene, tiny_vae):
     pipeline = make_pipeline(floor_scene, tiny_vae, background_color="black")
-    model, camera = pipeline.model, view(pipeline)
+    model, camera = pipeline.model, on_grid(pipeline)
     with torch.no_grad():
-        before = model.train().render_field(camera, 8).field
+        before = field_of(model.train(), camera)
         model.set_background(torch.tensor([1.0, 1.0, 1.0]))
-        assert torch.equal(model.render_field(camera, 8).field, before)
+        assert torch.equal(field_of(model, camera), before)
 
 
 def test_random_backgrounds_change_in_training_alone(pipeline):
-    model, camera = pipeline.model, view(pipeline)
+    model, camera = pipeline.model, on_grid(pipeline)
     with torch.no_grad():
-        first, second = (model.train().render_field(camera, 8).field for _ in range(2))
+        first, second = (field_of(model.train(), camera) for _ in range(2))
         assert not torch.equal(first, second)
-        first, second = (model.eval().render_field(camera, 8).field for _ in range(2))
+        first, second = (field_of(model.eval(), camera) for _ in range(2))
         assert torch.equal(first, second)
 
 
@@ -183,10 +195,10 @@ def test_transparent_photographs_decide_the_background(alpha_scene, tiny_vae):
     model.set_background(torch.tensor([0.1, 0.2, 0.3]))  # what the viewer does at every frame
     for training in (False, True):
         model.train(training)
-        assert torch.allclose(model._background_field(), expected, atol=1e-4)
+        assert torch.allclose(model.background(), expected, atol=1e-4)
     model.eval()
     with background_color_override_context(torch.tensor([0.0, 0.0, 1.0])):  # what a user asks for
-        assert torch.allclose(model._background_field(), encoded_color(model, [0.0, 0.0, 1.0]), atol=1e-4)
+        assert torch.allclose(model.background(), encoded_color(model, [0.0, 0.0, 1.0]), atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------- loss
@@ -196,65 +208,58 @@ def test_the_loss_ignores_cells_outside_the_mask(tmp_path, tiny_vae):
     pipeline = make_pipeline(write_scene(tmp_path / "scene", masked=True), tiny_vae)
     model = pipeline.model
     _, batch = pipeline.datamanager.next_train(0)
-    mask = batch["latent_mask"]
+    mask = batch["mask"]
     assert 0 < mask.sum() < mask.numel()
     outputs = {"field": torch.rand(*mask.shape, 4, requires_grad=True)}
     loss = model.get_loss_dict(outputs, batch)["main_loss"]
     loss.backward()
     assert (outputs["field"].grad[~mask] == 0).all()
     assert (outputs["field"].grad[mask] != 0).any(dim=-1).all()
-    garbage = batch["latent"] + 1000 * ~mask
-    assert model.get_loss_dict(outputs, {**batch, "latent": garbage})["main_loss"] == loss
+    garbage = batch["target"] + 1000 * ~mask[..., None]
+    assert model.get_loss_dict(outputs, {**batch, "target": garbage})["main_loss"] == loss
     # And it is zero where the field is the target.
-    exact = {"field": model.normalization.to_field(batch["latent"])}
-    assert model.get_loss_dict(exact, batch)["main_loss"].item() == pytest.approx(0, abs=1e-6)
+    assert model.get_loss_dict({"field": batch["target"]}, batch)["main_loss"].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_the_loss_is_the_papers(pipeline):
     from pytorch_msssim import ssim
 
     _, batch = pipeline.datamanager.next_train(0)
-    target = pipeline.model.normalization.to_field(batch["latent"])
+    target = batch["target"]
     rendered = torch.rand_like(target)
-    pair = (picture.permute(2, 0, 1)[None] for picture in (rendered, target))
+    pair = (picture.permute(0, 3, 1, 2) for picture in (rendered, target))
     expected = 0.8 * (rendered - target).abs().mean() + 0.2 * (1 - ssim(*pair, data_range=1.0, win_size=9))
     loss = pipeline.model.get_loss_dict({"field": rendered}, batch)["main_loss"]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-# ---------------------------------------------------------------------------------------------------- colours
+# ---------------------------------------------------------------------------------------------------- colors
 
 
-def test_colours_for_ply_viewers_are_the_linear_map_of_the_field(floor_scene, tiny_vae):
+def test_colors_for_ply_viewers_are_the_linear_map_of_the_field(floor_scene, tiny_vae):
     """Mapping what the field renders is rendering the mapped coefficients."""
     pipeline = make_pipeline(floor_scene, tiny_vae)
     pipeline.eval()
-    model, camera = pipeline.model, view(pipeline)
+    model, camera = pipeline.model, on_grid(pipeline)
     generator = torch.Generator().manual_seed(0)
     model.features_rest.data.copy_(0.3 * torch.randn(model.features_rest.shape, generator=generator))
     model.update_to_step(10_000)  # all degrees are active
     with torch.no_grad():
-        field, alpha, _ = model.render_field(camera, 8)
-        mapped = model.linear_rgb(model.normalization.to_latent(field))
-        background = model.linear_rgb(model.normalization.to_latent(model._background_field().expand(1, 1, -1)))
-        K = camera.get_intrinsics_matrices() / 8
-        K[:, 2, 2] = 1
-        rendered, _, _, _ = rasterize(
+        field, alpha, _ = model.render_field(camera)
+        mapped = model.linear_rgb(model.normalization.to_latent(field[0]))
+        background = model.linear_rgb(model.normalization.to_latent(model.background().expand(1, 1, -1)))
+        in_rgb = Gaussians(
             model.means,
             model.quats,
             torch.exp(model.scales),
             torch.sigmoid(model.opacities).squeeze(-1),
             model.shs_0,
-            world_to_camera(camera.camera_to_worlds),
-            K,
-            13,
-            9,
-            features_rest=model.shs_rest,
-            sh_degree=3,
-            eps2d=model.config.dilation,
+            model.shs_rest,
         )
-    # A ply viewer adds 0.5 to every Gaussian's colour.
-    shown = rendered[0] + 0.5 * alpha + (1 - alpha) * background
+        settings = RasterSettings(13, 9, sh_degree=3, eps2d=model.config.dilation)
+        rendered = rasterize(in_rgb, camera.viewmats, camera.Ks, settings).features
+    # A ply viewer adds 0.5 to every Gaussian's color.
+    shown = (rendered + 0.5 * alpha + (1 - alpha) * background)[0]
     assert torch.allclose(mapped, shown, atol=1e-4)
     assert torch.allclose(model.colors, SH_C0 * model.shs_0 + 0.5)
 
@@ -335,9 +340,9 @@ def test_the_camera_optimizer_gets_the_gradient(movable):
     model.gauss_params["opacities"].data.fill_(-20.0)
     model.gauss_params["opacities"].data[::40] = 0.0
     camera, batch = movable.datamanager.next_train(0)
-    index = batch["image_idx"]
+    (index,) = batch["image_idx"]
     adjustment = model.camera_optimizer.pose_adjustment
-    weights = torch.randn(9, 13, 4, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(1, 9, 13, 4, generator=torch.Generator().manual_seed(0))
 
     def rendered() -> torch.Tensor:
         return (model(camera)["field"] * weights).sum()
@@ -366,7 +371,8 @@ def test_the_camera_optimizer_moves_cameras(floor_scene, tiny_vae, tmp_path):
     camera, _ = trainer.pipeline.datamanager.next_train(0)
     model.config.background_color = "black"
     with torch.no_grad():
-        assert not torch.equal(model.train().render_field(camera, 8).alpha, model.eval().render_field(camera, 8).alpha)
+        model.train()
+        assert not torch.equal(model(camera)["accumulation"], model.eval().render_field(camera).alpha)
     assert "camera_opt" in trainer.optimizers.optimizers
 
 
@@ -407,15 +413,21 @@ def test_seeds_take_the_latents_of_the_training_views(pipeline):
     """The floor's seeds, seen in one view, look like that view's latent."""
     model = pipeline.model
     field = model.features_dc.detach() * SH_C0
-    points, expected = pipeline._seed_points(model.normalization)
-    assert torch.allclose(field, expected, atol=1e-6)
-    assert torch.equal(model.means.detach(), points)
+    points = model.means.detach()
+    views = (
+        (model.normalization.to_latent(view.target)[0], view.camera.viewmats[0], view.camera.Ks[0])
+        for view in pipeline.datamanager.train_views
+    )
+    latents, seen = mean_latents_at_projections(points, views)
+    expected = model.normalization.to_field(latents.T[:, :, None])[:, 0]
+    assert torch.allclose(field[seen > 0], expected[seen > 0], atol=1e-5)
+    assert (field[seen == 0] == 0.5).all()
     assert torch.equal(points, pipeline.datamanager.train_dataparser_outputs.metadata["points3D_xyz"])
     # Seeds are samples of the views' latents, so they lie within their range.
     views = pipeline.datamanager.train_views
-    latents = torch.cat([model.normalization.to_field(batch["latent"]).flatten(0, 1) for _, batch in views])
-    assert (field >= latents.amin(0) - 1e-5).all()
-    assert (field <= latents.amax(0) + 1e-5).all()
+    targets = torch.cat([view.target.flatten(0, 2) for view in views])
+    assert (field >= targets.amin(0) - 1e-5).all()
+    assert (field <= targets.amax(0) + 1e-5).all()
 
 
 def test_world_to_camera_inverts_the_pose(pipeline):
@@ -425,6 +437,19 @@ def test_world_to_camera_inverts_the_pose(pipeline):
     in_world = poses[:, :, 3] - poses[:, :, 2]
     projected = viewmats @ torch.cat([in_world, torch.ones(len(poses), 1)], dim=-1)[..., None]
     assert torch.allclose(projected[..., 0], in_camera.expand(len(poses), 4), atol=1e-5)
+
+
+def test_adjusted_cameras_are_those_of_nerfstudios_optimizer(movable):
+    optimizer, cameras = movable.model.camera_optimizer, movable.datamanager.train_dataset.cameras
+    index = torch.tensor([3])
+    camera = cameras[3:4]
+    camera.metadata = {"cam_idx": 3}
+    with torch.no_grad():
+        optimizer.pose_adjustment[3] = torch.tensor([0.1, -0.2, 0.05, 0.3, 0.1, -0.2])
+        expected = world_to_camera(optimizer.apply_to_camera(camera))
+        actual = adjusted(world_to_camera(camera.camera_to_worlds), optimizer(index))
+        optimizer.pose_adjustment[3] = 0
+    assert torch.allclose(actual, expected, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------- state
@@ -455,7 +480,7 @@ def test_channels_follow_the_vae(floor_scene, tmp_path_factory):
     vae: Path = make_vae(tmp_path_factory.mktemp("vae16"), channels=16)
     pipeline = make_pipeline(floor_scene, vae)
     assert pipeline.model.features_dc.shape == (400, 16)
-    assert pipeline.eval().model.render(view(pipeline))["rgb"].shape == (67, 101, 3)
+    assert pipeline.eval().model.render(on_grid(pipeline))["rgb"].shape == (67, 101, 3)
 
 
 def test_small_pictures_train(tmp_path, tiny_vae):

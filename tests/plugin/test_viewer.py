@@ -330,7 +330,7 @@ def test_previews_while_moving_are_not_decoded_and_the_decoded_picture_follows(m
 def test_a_field_in_training_is_shown_in_full_however_fast_its_renders_are(
     floor_scene, tiny_vae, tmp_path, monkeypatch, rays_per_second
 ):
-    monkeypatch.setattr("lrf_nerfstudio.plugin.trainer.PICTURE_SECONDS", 2.0)
+    monkeypatch.setattr("lrf_nerfstudio.plugin.viewer.PICTURE_SECONDS", 2.0)
     config = make_config(floor_scene, tiny_vae, tmp_path)
     config.vis = "viewer"
     config.save_config()
