@@ -24,7 +24,7 @@ from tyro.conf import Suppress
 from lrf_nerfstudio.evaluation.metrics import ImageMetrics
 from lrf_nerfstudio.field.latent_field import LatentField
 from lrf_nerfstudio.field.similarity import structural_similarity
-from lrf_nerfstudio.splatting import rasterize
+from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
 from lrf_nerfstudio.splatting.densification import BoundedDefaultStrategy
 from lrf_nerfstudio.splatting.strategy import PortableMCMCStrategy
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
@@ -337,15 +337,7 @@ class LatentSplatfactoModel(SplatfactoModel):
         if self.crop_box is not None and not self.training:
             inside = self.crop_box.within(self.means).squeeze(-1)
             gaussians = {name: parameter[inside] for name, parameter in gaussians.items()}
-        features, depth, alpha, self.info = rasterize(
-            means=gaussians["means"],
-            quats=gaussians["quats"],
-            scales=torch.exp(gaussians["scales"]),
-            opacities=torch.sigmoid(gaussians["opacities"]).squeeze(-1),
-            features=gaussians["features_dc"],
-            features_rest=gaussians["features_rest"],
-            viewmats=world_to_camera(camera_to_world),
-            Ks=K,
+        settings = RasterSettings(
             width=columns,
             height=rows,
             sh_degree=self.active_sh_degree,
@@ -353,6 +345,19 @@ class LatentSplatfactoModel(SplatfactoModel):
             render_depth=not self.training or self.config.output_depth_during_training,
             absgrad=self.training and self.config.strategy == "default" and self.config.use_absgrad,
             antialiased=self.config.rasterize_mode == "antialiased",
+        )
+        features, depth, alpha, self.info = rasterize(
+            Gaussians(
+                means=gaussians["means"],
+                quats=gaussians["quats"],
+                scales=torch.exp(gaussians["scales"]),
+                opacities=torch.sigmoid(gaussians["opacities"]).squeeze(-1),
+                features=gaussians["features_dc"],
+                features_rest=gaussians["features_rest"],
+            ),
+            world_to_camera(camera_to_world),
+            K,
+            settings,
         )
         field = features[0] + (1 - alpha[0]) * self._background_field()
         return FieldRender(field, alpha[0], None if depth is None else depth[0])

@@ -15,7 +15,7 @@ from tiny_vaes import make_vae
 
 from lrf_nerfstudio.field.seeding import mean_latents_at_projections
 from lrf_nerfstudio.plugin.model import SH_C0, LatentSplatfactoModel, world_to_camera
-from lrf_nerfstudio.splatting import rasterize
+from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
 from lrf_nerfstudio.utils.errors import UserError
 
 
@@ -240,18 +240,17 @@ def test_colours_for_ply_viewers_are_the_linear_map_of_the_field(floor_scene, ti
         K = camera.get_intrinsics_matrices() / 8
         K[:, 2, 2] = 1
         rendered, _, _, _ = rasterize(
-            model.means,
-            model.quats,
-            torch.exp(model.scales),
-            torch.sigmoid(model.opacities).squeeze(-1),
-            model.shs_0,
+            Gaussians(
+                model.means,
+                model.quats,
+                torch.exp(model.scales),
+                torch.sigmoid(model.opacities).squeeze(-1),
+                model.shs_0,
+                model.shs_rest,
+            ),
             world_to_camera(camera.camera_to_worlds),
             K,
-            13,
-            9,
-            features_rest=model.shs_rest,
-            sh_degree=3,
-            eps2d=model.config.dilation,
+            RasterSettings(width=13, height=9, sh_degree=3, eps2d=model.config.dilation),
         )
     # A ply viewer adds 0.5 to every Gaussian's colour.
     shown = rendered[0] + 0.5 * alpha + (1 - alpha) * background
