@@ -31,9 +31,8 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from lrf_nerfstudio.splatting import rasterize
+from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
 from lrf_nerfstudio.splatting.reference import blend_reference
-from lrf_nerfstudio.splatting.settings import RasterSettings
 from lrf_nerfstudio.utils.files import replacing, write_atomically
 
 FORWARD_FLOPS, FORWARD_FLOPS_PER_CHANNEL = 31, 2
@@ -228,24 +227,11 @@ class Case:
         """Sorting, binning, blending, and the way back: a function that returns the times of one run."""
         from lrf_nerfstudio.splatting.cpu.autograd import Blend
 
-        settings = RasterSettings(
-            self.width,
-            self.height,
-            sh_degree=None,
-            near_plane=0.01,
-            far_plane=1e10,
-            eps2d=0.0,
-            radius_clip=0.0,
-            render_depth=False,
-            absgrad=False,
-            antialiased=False,
-        )
+        settings = RasterSettings(self.width, self.height, render_depth=False)
         leaves = [self.means2d, self.conics, self.opacities, self.coefficients[:, 0]]
         leaves = [leaf[None].clone().requires_grad_() for leaf in leaves]
         depths, radii = self.depths[None], torch.ones(1, self.n, dtype=torch.int32)
-        return stepper(
-            lambda: Blend.apply(*leaves, depths, None, radii, settings)[0], leaves, self.v_features, lambda: None
-        )
+        return stepper(lambda: Blend.apply(*leaves, depths, radii, settings)[0], leaves, self.v_features, lambda: None)
 
     def reference_step(self) -> Callable[[], tuple[float, float]]:
         """The same in dense PyTorch."""
@@ -269,12 +255,15 @@ class Case:
         K = torch.tensor([[focal, 0.0, self.width / 2], [0.0, focal, self.height / 2], [0.0, 0.0, 1.0]])
         leaves = [means, quats, scales, self.opacities, self.coefficients[:, 0], self.coefficients[:, 1:]]
         leaves = [leaf.to(backend, copy=True).requires_grad_() for leaf in leaves]
-        names = ("means", "quats", "scales", "opacities", "features", "features_rest")
-        arguments: dict[str, Any] = dict(zip(names, leaves, strict=True))
-        arguments |= {"viewmats": torch.eye(4)[None].to(backend), "Ks": K[None].to(backend)}
-        arguments |= {"width": self.width, "height": self.height, "sh_degree": 3, "eps2d": 0.0, "render_depth": False}
+        viewmats, Ks = torch.eye(4)[None].to(backend), K[None].to(backend)
+        settings = RasterSettings(self.width, self.height, sh_degree=3, eps2d=0.0, render_depth=False)
         wait = torch.cuda.synchronize if backend == "cuda" else lambda: None
-        return stepper(lambda: rasterize(**arguments)[0], leaves, self.v_features.to(backend), wait)
+        return stepper(
+            lambda: rasterize(Gaussians(*leaves), viewmats, Ks, settings).features,
+            leaves,
+            self.v_features.to(backend),
+            wait,
+        )
 
 
 def stepper(

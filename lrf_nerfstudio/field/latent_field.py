@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrf_nerfstudio.splatting import rasterize
+from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import write_atomically
 from lrf_nerfstudio.vae import VAE, FieldNormalization, LinearRGB
@@ -71,21 +71,17 @@ class LatentField:
             [C, ceil(height / f), ceil(width / f)], the latent that `VAE.decode` takes.
         """
         latent_K = torch.cat([K[:2] / self.spatial_factor, K[2:]])
-        rendered, _, alpha, _ = rasterize(
-            self.means,
-            self.quats,
-            self.scales,
-            self.opacities,
-            self.features[:, 0],
-            viewmat[None],
-            latent_K[None],
-            math.ceil(width / self.spatial_factor),
-            math.ceil(height / self.spatial_factor),
-            features_rest=self.features[:, 1:],
+        gaussians = Gaussians(
+            self.means, self.quats, self.scales, self.opacities, self.features[:, 0], self.features[:, 1:]
+        )
+        settings = RasterSettings(
+            width=math.ceil(width / self.spatial_factor),
+            height=math.ceil(height / self.spatial_factor),
             sh_degree=math.isqrt(self.features.shape[1]) - 1,
             eps2d=self.dilation,
             render_depth=False,
         )
+        rendered, _, alpha, _ = rasterize(gaussians, viewmat[None], latent_K[None], settings)
         return self.normalization.to_latent(rendered[0] + (1 - alpha[0]) * self.background)
 
     def check_vae(self, vae: VAE) -> None:

@@ -1,6 +1,6 @@
-"""Gaussian splatting of C-channel features on the CPU and on CUDA: `rasterize` and `evaluate_sh`."""
+"""Gaussian splatting of C-channel features on the CPU and on CUDA."""
 
-from lrf_nerfstudio.splatting.harmonics import MAX_SH_DEGREE, evaluate_sh, sh_basis
-from lrf_nerfstudio.splatting.rasterization import rasterize
+from lrf_nerfstudio.splatting.harmonics import evaluate_sh
+from lrf_nerfstudio.splatting.rasterization import Gaussians, RasterSettings, Rendering, rasterize
 
-__all__ = ["MAX_SH_DEGREE", "evaluate_sh", "rasterize", "sh_basis"]
+__all__ = ["Gaussians", "RasterSettings", "Rendering", "evaluate_sh", "rasterize"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lrf_nerfstudio.splatting.harmonics import evaluate_sh
+from lrf_nerfstudio.splatting.rasterization import Gaussians, RasterSettings, camera_positions
 
 
 def rotation_matrices(quats: Tensor) -> Tensor:
@@ -33,12 +34,7 @@ def project_reference(
     scales: Tensor,  # [N, 3]
     viewmat: Tensor,  # [4, 4]
     K: Tensor,  # [3, 3]
-    width: int,
-    height: int,
-    near_plane: float = 0.01,
-    far_plane: float = 1e10,
-    eps2d: float = 0.3,
-    radius_clip: float = 0.0,
+    settings: RasterSettings,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """EWA projection into one camera (Zwicker et al. 2002; 3DGS, section 4).
 
@@ -46,6 +42,7 @@ def project_reference(
         means2d [N, 2] in pixels, covariances [N, 2, 2] with `eps2d` on the diagonal, depths [N], the opacity
         compensation [N] of antialiased rendering, and radii [N] in pixels (0: culled).
     """
+    width, height = settings.width, settings.height
     rotation, translation = viewmat[:3, :3], viewmat[:3, 3]
     x, y, z = (means @ rotation.T + translation).unbind(-1)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
@@ -56,7 +53,7 @@ def project_reference(
     jacobian = torch.stack([fx / z, zero, -fx * slope_x / z, zero, fy / z, -fy * slope_y / z], dim=-1).view(-1, 2, 3)
     covariances3d = rotation @ covariance_matrices(quats, scales) @ rotation.T
     sharp = jacobian @ covariances3d @ jacobian.transpose(-1, -2)
-    covariances = sharp + eps2d * torch.eye(2, dtype=means.dtype, device=means.device)
+    covariances = sharp + settings.eps2d * torch.eye(2, dtype=means.dtype, device=means.device)
     determinants = torch.linalg.det(covariances)
     compensations = (torch.linalg.det(sharp) / determinants).clamp_min(0).sqrt()
     means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], dim=-1)
@@ -65,7 +62,7 @@ def project_reference(
     largest = half_trace + (half_trace**2 - determinants).clamp_min(0.01).sqrt()
     radii = (3 * largest.sqrt()).ceil()
     u, v = means2d.unbind(-1)
-    seen = (z > near_plane) & (z < far_plane) & (determinants > 0) & (radii > radius_clip)
+    seen = (z > settings.near_plane) & (z < settings.far_plane) & (determinants > 0)
     seen = seen & (u + radii > 0) & (u - radii < width) & (v + radii > 0) & (v - radii < height)
     return means2d, covariances, z, compensations, torch.where(seen, radii, 0).detach()
 
@@ -104,52 +101,33 @@ def blend_reference(
 
 
 def rasterize_reference(
-    means: Tensor,
-    quats: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    features: Tensor,
-    viewmats: Tensor,
-    Ks: Tensor,
-    width: int,
-    height: int,
-    *,
-    features_rest: Tensor | None = None,
-    sh_degree: int | None = None,
-    near_plane: float = 0.01,
-    far_plane: float = 1e10,
-    eps2d: float = 0.3,
-    radius_clip: float = 0.0,
-    backgrounds: Tensor | None = None,
-    antialiased: bool = False,
+    gaussians: Gaussians, viewmats: Tensor, Ks: Tensor, settings: RasterSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`rasterize` without its speed: the same arguments, features, depth and alpha as results."""
+    means, quats, scales, opacities, features, features_rest = gaussians
     harmonics = features[:, None] if features_rest is None else torch.cat([features[:, None], features_rest], dim=1)
     images, depth_maps, alphas = [], [], []
-    positions = torch.inverse(viewmats)[:, :3, 3]
-    for b in range(len(viewmats)):
+    for viewmat, K, position in zip(viewmats, Ks, camera_positions(viewmats), strict=True):
         means2d, covariances, depths, compensations, radii = project_reference(
-            means, quats, scales, viewmats[b], Ks[b], width, height, near_plane, far_plane, eps2d, radius_clip
+            means, quats, scales, viewmat, K, settings
         )
-        channels = features if sh_degree is None else evaluate_sh(sh_degree, means - positions[b], harmonics)
+        channels = (
+            features if settings.sh_degree is None else evaluate_sh(settings.sh_degree, means - position, harmonics)
+        )
         seen = radii > 0
         inverses = torch.linalg.inv(covariances[seen])
         conics = torch.stack([inverses[:, 0, 0], inverses[:, 0, 1], inverses[:, 1, 1]], dim=-1)
-        strengths = opacities * compensations if antialiased else opacities
+        strengths = opacities * compensations if settings.antialiased else opacities
         blended, alpha = blend_reference(
             means2d[seen],
             conics,
             strengths[seen],
             torch.cat([channels, depths[:, None]], dim=-1)[seen],
             depths[seen],
-            width,
-            height,
+            settings.width,
+            settings.height,
         )
-        alpha = alpha[..., None]
-        image, depth = blended[..., :-1], blended[..., -1:] / alpha.clamp_min(1e-10)
-        if backgrounds is not None:
-            image = image + (1 - alpha) * backgrounds[b]
-        images.append(image)
-        depth_maps.append(depth)
-        alphas.append(alpha)
+        images.append(blended[..., :-1])
+        depth_maps.append(blended[..., -1:] / alpha[..., None].clamp_min(1e-10))
+        alphas.append(alpha[..., None])
     return torch.stack(images), torch.stack(depth_maps), torch.stack(alphas)

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from lrf_nerfstudio.splatting import Gaussians
+
 
 def look_at(position: tuple[float, float, float]) -> Tensor:
     """World-to-camera matrix [4, 4] (float64) of a camera that looks at the origin, y down."""
@@ -29,7 +31,7 @@ def random_scene(
     seed: int = 0,
     opacity: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Arguments of `rasterize` (float64): Gaussians around the origin, some outside of the view, off-centre cameras."""
+    """Tensors for `arguments` (float64): Gaussians around the origin, some out of view, and off-center cameras."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(*shape: int) -> Tensor:
@@ -53,3 +55,9 @@ def random_scene(
     if sh_degree:
         scene["features_rest"] = normal(n, (sh_degree + 1) ** 2 - 1, channels)
     return scene
+
+
+def arguments(scene: dict[str, Tensor]) -> tuple[Gaussians, Tensor, Tensor]:
+    """The Gaussians, viewmats and Ks of a scene, with which `rasterize` begins."""
+    gaussians = Gaussians(**{name: scene[name] for name in Gaussians._fields if name in scene})
+    return gaussians, scene["viewmats"], scene["Ks"]

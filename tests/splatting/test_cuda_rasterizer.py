@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from gaussian_scenes import random_scene
+from gaussian_scenes import arguments, random_scene
 
-from lrf_nerfstudio.splatting import rasterize
+from lrf_nerfstudio.splatting import RasterSettings, rasterize
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
 
@@ -18,12 +18,11 @@ def test_backends_agree(channels, sh_degree, n_cameras, antialiased):
     scene = random_scene(
         n=600, channels=channels, width=WIDTH, height=HEIGHT, n_cameras=n_cameras, sh_degree=sh_degree, opacity=0.33
     )
-    scene["backgrounds"] = torch.linspace(-1, 1, n_cameras * channels).view(n_cameras, channels)
     results = []
     for device in ("cpu", "cuda"):
         leaves = {name: tensor.float().to(device).requires_grad_(name != "Ks") for name, tensor in scene.items()}
         image, depth, alpha, info = rasterize(
-            **leaves, width=WIDTH, height=HEIGHT, sh_degree=sh_degree, absgrad=True, antialiased=antialiased
+            *arguments(leaves), RasterSettings(WIDTH, HEIGHT, sh_degree, absgrad=True, antialiased=antialiased)
         )
         info["means2d"].retain_grad()
         generator = torch.Generator().manual_seed(0)

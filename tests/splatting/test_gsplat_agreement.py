@@ -7,7 +7,7 @@ import copy
 
 import pytest
 import torch
-from gaussian_scenes import random_scene
+from gaussian_scenes import arguments, random_scene
 from gsplat.cuda._torch_impl import (
     _fully_fused_projection,
     _quat_scale_to_covar_preci,
@@ -15,7 +15,7 @@ from gsplat.cuda._torch_impl import (
 )
 from gsplat.strategy import DefaultStrategy
 
-from lrf_nerfstudio.splatting import evaluate_sh, rasterize
+from lrf_nerfstudio.splatting import Gaussians, RasterSettings, evaluate_sh, rasterize
 
 WIDTH, HEIGHT = 23, 17
 
@@ -48,14 +48,14 @@ def test_projection_agrees_with_gsplat():
     scene = random_scene(n=400, width=WIDTH, height=HEIGHT, n_cameras=2)
     leaves = {key: scene[key].float().requires_grad_() for key in ("means", "quats", "scales", "viewmats")}
     other = {key: scene[key].float() for key in ("opacities", "features", "Ks")}
-    *_, info = rasterize(**leaves, **other, width=WIDTH, height=HEIGHT, antialiased=True)
+    info = rasterize(*arguments(leaves | other), RasterSettings(WIDTH, HEIGHT, antialiased=True)).info
     twins = {key: scene[key].clone().requires_grad_() for key in ("means", "quats", "scales", "viewmats")}
     covars, _ = _quat_scale_to_covar_preci(twins["quats"], twins["scales"], compute_preci=False)
     radii, means2d, depths, conics, compensations = _fully_fused_projection(
         twins["means"], covars, twins["viewmats"], scene["Ks"], WIDTH, HEIGHT, calc_compensations=True
     )
     seen = radii > 0
-    assert torch.equal(info["radii"].reshape(2, 400, -1)[..., 0], radii)
+    assert torch.equal(info["radii"], radii)
     expected = {"means2d": means2d, "depths": depths, "conics": conics, "opacities": compensations * scene["opacities"]}
     generator = torch.Generator().manual_seed(1)
     loss, expected_loss = 0.0, 0.0
@@ -87,18 +87,15 @@ def trainable(scene: dict[str, torch.Tensor]):
 
 
 def render(params, scene, **options):
-    return rasterize(
+    gaussians = Gaussians(
         params["means"],
         params["quats"],
         params["scales"].exp(),
         torch.sigmoid(params["opacities"]).squeeze(-1),
         params["features_dc"],
-        scene["viewmats"].float(),
-        scene["Ks"].float(),
-        WIDTH,
-        HEIGHT,
-        **options,
     )
+    settings = RasterSettings(WIDTH, HEIGHT, **options)
+    return rasterize(gaussians, scene["viewmats"].float(), scene["Ks"].float(), settings)
 
 
 @pytest.mark.parametrize("absgrad", [False, True])

@@ -1,5 +1,6 @@
 """The rasterizer's CPU backend against the dense float64 reference, and its promises."""
 
+import doctest
 import subprocess
 import sys
 import threading
@@ -8,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gaussian_scenes import random_scene
+from gaussian_scenes import arguments, random_scene
 
-from lrf_nerfstudio.splatting import rasterize
+from lrf_nerfstudio.splatting import RasterSettings, rasterization, rasterize
 from lrf_nerfstudio.splatting.cpu import threads
 from lrf_nerfstudio.splatting.reference import blend_reference, rasterize_reference
 
@@ -20,7 +21,7 @@ WIDTH, HEIGHT = 23, 17
 def run(function, scene, dtype, seed=3, **options):
     """Outputs of a rasterizer and the gradients of a random linear function of them."""
     leaves = {name: tensor.to(dtype, copy=True).requires_grad_(name != "Ks") for name, tensor in scene.items()}
-    outputs = function(**leaves, width=WIDTH, height=HEIGHT, **options)
+    outputs = function(*arguments(leaves), RasterSettings(WIDTH, HEIGHT, **options))
     generator = torch.Generator().manual_seed(seed)
     loss = sum((out * torch.randn(out.shape, generator=generator).to(dtype)).sum() for out in outputs[:3])
     loss.backward()
@@ -42,7 +43,7 @@ CASES = {
     "harmonics 2, antialiased": ({"sh_degree": 2, "channels": 5}, {"sh_degree": 2, "antialiased": True}),
     "harmonics 3": ({"sh_degree": 3}, {"sh_degree": 3}),
     "degree 1 of 3, 16 channels": ({"sh_degree": 3, "channels": 16}, {"sh_degree": 1}),
-    "32 channels, planes, clip": ({"channels": 32}, {"near_plane": 2.0, "far_plane": 4.0, "radius_clip": 3.0}),
+    "32 channels, planes": ({"channels": 32}, {"near_plane": 2.0, "far_plane": 4.0}),
     "other dilation": ({"channels": 2}, {"eps2d": 0.05, "antialiased": True}),
 }
 
@@ -51,8 +52,6 @@ CASES = {
 def test_agrees_with_dense_reference(case):
     of_scene, options = CASES[case]
     scene = random_scene(width=WIDTH, height=HEIGHT, **of_scene)
-    channels = scene["features"].shape[-1]
-    scene["backgrounds"] = torch.linspace(-1, 2, len(scene["viewmats"]) * channels).double().view(-1, channels)
     outputs, gradients, _ = run(rasterize, scene, torch.float32, **options)
     expected_outputs, expected_gradients, _ = run(rasterize_reference, scene, torch.float64, **options)
     for name, actual, expected in zip(("features", "depth", "alpha"), outputs, expected_outputs, strict=True):
@@ -84,7 +83,9 @@ def test_means2d_gradients_and_their_absolute_sum():
     """means2d.grad is the gradient of the 2D centres; absgrad sums absolute values over pixels, so it bounds it."""
     scene = random_scene(n=60, width=WIDTH, height=HEIGHT)
     leaves = {name: tensor.float().requires_grad_() for name, tensor in scene.items() if name != "Ks"}
-    image, _, _, info = rasterize(**leaves, Ks=scene["Ks"].float(), width=WIDTH, height=HEIGHT, absgrad=True)
+    image, _, _, info = rasterize(
+        *arguments(leaves | {"Ks": scene["Ks"].float()}), RasterSettings(WIDTH, HEIGHT, absgrad=True)
+    )
     info["means2d"].retain_grad()
     weights = torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
     (image * weights).sum().backward()
@@ -92,11 +93,11 @@ def test_means2d_gradients_and_their_absolute_sum():
     assert gradient.shape == absolute.shape == (1, 60, 2)
     assert (absolute >= gradient.abs() - 1e-5).all()
 
-    seen = info["radii"][0].reshape(60, -1)[:, 0] > 0
+    seen = info["radii"][0] > 0
     inputs = [info[key][0, seen].detach().double() for key in ("means2d", "conics", "opacities")]
-    arguments = (*inputs[1:], scene["features"][seen], info["depths"][0, seen].double(), WIDTH, HEIGHT)
+    others = (*inputs[1:], scene["features"][seen], info["depths"][0, seen].double(), WIDTH, HEIGHT)
     per_pixel = torch.autograd.functional.jacobian(
-        lambda means2d: (blend_reference(means2d, *arguments)[0] * weights[0]).sum(-1), inputs[0]
+        lambda means2d: (blend_reference(means2d, *others)[0] * weights[0]).sum(-1), inputs[0]
     )  # [H, W, V, 2]
     assert_close(gradient[0, seen], per_pixel.sum((0, 1)), 3e-5, "gradient")
     assert_close(absolute[0, seen], per_pixel.abs().sum((0, 1)), 3e-5, "absolute gradient")
@@ -119,20 +120,19 @@ def test_runs_are_identical_bit_for_bit_with_any_number_of_threads(monkeypatch):
 def test_any_size_works(n, width, height, channels):
     scene = random_scene(n=n, channels=channels, width=width, height=height)
     leaves = {name: tensor.float().requires_grad_(name != "Ks") for name, tensor in scene.items()}
-    image, depth, alpha, _ = rasterize(**leaves, width=width, height=height)
+    image, depth, alpha, _ = rasterize(*arguments(leaves), RasterSettings(width, height))
     assert image.shape == (1, height, width, channels)
     assert depth.shape == alpha.shape == (1, height, width, 1)
     (image.sum() + depth.sum() + alpha.sum()).backward()
-    expected = rasterize_reference(**scene, width=width, height=height)
+    expected = rasterize_reference(*arguments(scene), RasterSettings(width, height))
     torch.testing.assert_close(image.double(), expected[0], rtol=1e-4, atol=1e-5)
 
 
-def test_nothing_visible_gives_the_background_and_zero_gradients():
+def test_nothing_visible_gives_zeros_and_zero_gradients():
     scene = random_scene(n=30, width=WIDTH, height=HEIGHT)
     scene["means"] -= 100 * scene["viewmats"][0, 2, :3]  # behind the camera
-    scene["backgrounds"] = torch.arange(4.0, dtype=torch.float64)[None]
     (image, depth, alpha), gradients, (info,) = run(rasterize, scene, torch.float32)
-    assert (image == torch.arange(4.0)).all() and (depth == 0).all() and (alpha == 0).all()
+    assert (image == 0).all() and (depth == 0).all() and (alpha == 0).all()
     assert (info["radii"] == 0).all()
     assert all((gradients[name] == 0).all() for name in ("means", "quats", "scales", "opacities", "features"))
 
@@ -158,8 +158,8 @@ def test_gaussians_that_are_not_finite_are_invisible():
 
 def test_depth_is_optional_and_plays_no_part_in_features():
     scene = {name: tensor.float() for name, tensor in random_scene(width=WIDTH, height=HEIGHT).items()}
-    with_depth = rasterize(**scene, width=WIDTH, height=HEIGHT)
-    without = rasterize(**scene, width=WIDTH, height=HEIGHT, render_depth=False)
+    with_depth = rasterize(*arguments(scene), RasterSettings(WIDTH, HEIGHT))
+    without = rasterize(*arguments(scene), RasterSettings(WIDTH, HEIGHT, render_depth=False))
     assert without[1] is None
     assert torch.equal(with_depth[0], without[0]) and torch.equal(with_depth[2], without[2])
 
@@ -174,9 +174,7 @@ def test_wrong_arguments_are_named_with_their_shape():
         ("means", torch.zeros(7, 3).double(), "means must be float32"),
     ]:
         with pytest.raises(AssertionError, match=message):
-            rasterize(**(scene | {name: wrong}), width=8, height=8)
-    with pytest.raises(AssertionError, match=r"backgrounds .*\(1, 3\)"):
-        rasterize(**scene, width=8, height=8, backgrounds=torch.zeros(1, 3))
+            rasterize(*arguments(scene | {name: wrong}), RasterSettings(8, 8))
     for degree, rest, message in [
         (1, None, r"features_rest .*K >= 4: \(7, 0, 4\)"),
         (2, torch.zeros(7, 3, 4), r"features_rest .*K >= 9: \(7, 3, 4\)"),
@@ -184,7 +182,7 @@ def test_wrong_arguments_are_named_with_their_shape():
         (4, torch.zeros(7, 24, 4), "sh_degree must be 0 to 3"),
     ]:
         with pytest.raises(AssertionError, match=message):
-            rasterize(**scene, width=8, height=8, sh_degree=degree, features_rest=rest)
+            rasterize(*arguments(scene | {"features_rest": rest}), RasterSettings(8, 8, sh_degree=degree))
 
 
 def test_two_python_threads_may_rasterize_at_once():
@@ -221,13 +219,13 @@ def test_a_forked_process_can_rasterize():
     code = """
 import multiprocessing, sys, torch
 sys.path.insert(0, sys.argv[1])
-from gaussian_scenes import random_scene
-from lrf_nerfstudio.splatting import rasterize
+from gaussian_scenes import arguments, random_scene
+from lrf_nerfstudio.splatting import RasterSettings, rasterize
 from lrf_nerfstudio.splatting.cpu import threads
 torch.set_num_threads(2)
 scene = {name: tensor.float() for name, tensor in random_scene(n=5000).items()}
 def total():
-    return rasterize(**scene, width=40, height=40)[0].sum().item()
+    return rasterize(*arguments(scene), RasterSettings(40, 40)).features.sum().item()
 expected = total()
 with multiprocessing.get_context("fork").Pool(1) as pool:
     assert pool.apply_async(total).get(timeout=60) == expected
@@ -242,3 +240,7 @@ def test_kernels_compile_where_no_cache_can_be_kept():
     numbers = np.arange(4.0)
     threads.run(threads.kernel(namespace["double"]), [(0, 2), (2, 4)], numbers)
     assert numbers.tolist() == [0, 2, 4, 6]
+
+
+def test_the_docstrings_examples_run():
+    assert doctest.testmod(rasterization).attempted > 0 == doctest.testmod(rasterization).failed

@@ -10,7 +10,35 @@ from torch.autograd import Function
 
 from lrf_nerfstudio.splatting.cpu import projection_kernels, threads, tile_kernels
 from lrf_nerfstudio.splatting.cpu.simd import LANES
-from lrf_nerfstudio.splatting.settings import RasterSettings
+from lrf_nerfstudio.splatting.rasterization import Gaussians, RasterSettings, Rendering, camera_positions
+
+
+def rasterize_cpu(gaussians: Gaussians, viewmats: Tensor, Ks: Tensor, settings: RasterSettings) -> Rendering:
+    """Render with the kernels of `cpu`; see `rasterize`, which has checked the arguments."""
+    means, quats, scales, opacities, features, features_rest = gaussians
+    n_cameras, n = len(viewmats), len(means)
+    radii, means2d, depths, conics, compensations, colors = Project.apply(
+        means, quats, scales, opacities, features, features_rest, viewmats, camera_positions(viewmats), Ks, settings
+    )
+    opacities = opacities.expand(n_cameras, n)
+    if settings.antialiased:
+        opacities = opacities * compensations
+    if settings.sh_degree is None:
+        colors = features.expand(n_cameras, *features.shape)
+    image, depth, alpha = Blend.apply(means2d, conics, opacities, colors, depths, radii, settings)
+    info = {
+        "width": settings.width,
+        "height": settings.height,
+        "n_cameras": n_cameras,
+        "camera_ids": None,
+        "gaussian_ids": None,
+        "radii": radii,
+        "means2d": means2d,
+        "depths": depths,
+        "conics": conics,
+        "opacities": opacities,
+    }
+    return Rendering(image, depth if settings.render_depth else None, alpha, info)
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -82,7 +110,6 @@ class Project(Function):
                 float(settings.near_plane),
                 float(settings.far_plane),
                 float(settings.eps2d),
-                float(settings.radius_clip),
                 degree,
                 n_rest,
                 channels,
@@ -142,9 +169,9 @@ class Project(Function):
 class Blend(Function):
     """Alpha blending of projected Gaussians.
 
-    Takes means2d [B, N, 2], conics [B, N, 3], opacities [B, N], colors [B, N, C], depths [B, N], backgrounds [B, C] or
-    None, radii [B, N] and settings. Gives features [B, H, W, C], expected depth [B, H, W, 1] (if asked for) and alpha
-    [B, H, W, 1]. Gradients flow to all of the former but radii.
+    Takes means2d [B, N, 2], conics [B, N, 3], opacities [B, N], colors [B, N, C], depths [B, N], radii [B, N] and
+    settings. Gives features [B, H, W, C], expected depth [B, H, W, 1] (if asked for) and alpha [B, H, W, 1]. Gradients
+    flow to all of the former but radii.
     """
 
     @staticmethod
@@ -155,7 +182,6 @@ class Blend(Function):
         opacities: Tensor,
         colors: Tensor,
         depths: Tensor,
-        backgrounds: Tensor | None,
         radii: Tensor,
         settings: RasterSettings,
     ) -> tuple[Tensor, ...]:
@@ -166,10 +192,9 @@ class Blend(Function):
         alpha = _empty(n_cameras, height, width, 1)
         transmittances = np.empty((n_cameras, height * width), np.float32)
         last_pairs = np.empty((n_cameras, height * width), np.int32)
-        background = backgrounds if backgrounds is not None else _zeros(n_cameras, channels)
         inputs = [_rows(tensor, n_cameras) for tensor in (means2d, conics, opacities, colors, depths)]
         outputs = [_rows(tensor, n_cameras) for tensor in (features, depth, alpha)]
-        background_rows, radius_rows = _rows(background, n_cameras), _rows(radii, n_cameras)
+        radius_rows = _rows(radii, n_cameras)
         lists = []
         for b in range(n_cameras):
             binned = _bin(radius_rows[b], [rows[b] for rows in inputs], channels, settings)
@@ -181,7 +206,6 @@ class Blend(Function):
                 records,
                 tile_starts,
                 pair_ranks,
-                background_rows[b],
                 channels,
                 with_depth,
                 width,
@@ -190,7 +214,7 @@ class Blend(Function):
                 transmittances[b],
                 last_pairs[b],
             )
-        ctx.save_for_backward(means2d, conics, opacities, colors, depth, alpha, background)
+        ctx.save_for_backward(means2d, conics, opacities, colors, depth, alpha)
         ctx.buffers = (transmittances, last_pairs, lists)
         ctx.settings = settings
         ctx.set_materialize_grads(False)
@@ -198,7 +222,7 @@ class Blend(Function):
 
     @staticmethod
     def backward(ctx: Any, *v_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        means2d, conics, opacities, colors, depth, alpha, background = ctx.saved_tensors
+        means2d, conics, opacities, colors, depth, alpha = ctx.saved_tensors
         transmittances, last_pairs, lists = ctx.buffers
         settings = ctx.settings
         width, height, with_depth, absgrad = settings.width, settings.height, settings.render_depth, settings.absgrad
@@ -216,7 +240,6 @@ class Blend(Function):
         gradients = [
             _rows(tensor, n_cameras) for tensor in (v_means2d, v_abs, v_conics, v_opacities, v_colors, v_depths)
         ]
-        background_rows = _rows(background, n_cameras)
         for b, (order, records, tile_starts, pair_ranks, pair_slots, pair_starts) in enumerate(lists):
             v_pairs = _empty(len(pair_ranks), records.shape[1]).numpy()
             threads.run(
@@ -226,7 +249,6 @@ class Blend(Function):
                 tile_starts,
                 pair_ranks,
                 pair_slots,
-                background_rows[b],
                 channels,
                 with_depth,
                 absgrad,
@@ -252,11 +274,7 @@ class Blend(Function):
             )
         if absgrad:
             means2d.absgrad = v_abs
-        v_backgrounds = None
-        if ctx.needs_input_grad[5]:
-            through = torch.from_numpy(transmittances).view(n_cameras, height, width, 1)
-            v_backgrounds = (through * v_features).sum(dim=(1, 2))
-        return v_means2d, v_conics, v_opacities, v_colors, v_depths, v_backgrounds, None, None
+        return v_means2d, v_conics, v_opacities, v_colors, v_depths, None, None
 
 
 def _tile_count(settings: RasterSettings) -> int:

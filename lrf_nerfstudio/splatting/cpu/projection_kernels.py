@@ -295,7 +295,6 @@ def project(
     near_plane,
     far_plane,
     eps2d,
-    radius_clip,
     degree,  # of the harmonics; -1: features are plain
     n_rest,  # K - 1
     channels,  # C
@@ -327,7 +326,7 @@ def project(
         conic_b = -xy * inverse_det
         conic_c = (xx + eps2d) * inverse_det
         doubt = 0.0 * (u + v + conic_a + conic_b + conic_c + depth + _row(scratch, 10))  # not 0: NaN or inf
-        visible = (det > 0.0) & (depth > near_plane) & (depth < far_plane) & (radius > radius_clip)
+        visible = (det > 0.0) & (depth > near_plane) & (depth < far_plane) & (radius > 0.0)
         visible = visible & (u + radius > 0.0) & (u - radius < width)
         visible = visible & (v + radius > 0.0) & (v - radius < height)
         visible = visible & (absolute(doubt) <= 0.0)

@@ -318,7 +318,6 @@ def blend(
     records,
     tile_starts,
     pair_ranks,
-    background,  # [C]
     channels,
     with_depth,
     width,
@@ -376,7 +375,7 @@ def blend(
                 alpha[pixel] = np.float32(1.0) - through
                 last_pairs[pixel] = final_pair[lane]
                 for k in range(channels):
-                    features[pixel * channels + k] = sums[k, lane] + through * background[k]
+                    features[pixel * channels + k] = sums[k, lane]
                 if with_depth:
                     depth[pixel] = sums[channels, lane] / max(alpha[pixel], np.float32(1e-10))
 
@@ -389,7 +388,6 @@ def blend_backward(
     tile_starts,
     pair_ranks,
     pair_slots,
-    background,
     channels,
     with_depth,
     with_abs,
@@ -442,7 +440,6 @@ def blend_backward(
                 behind = -v_alpha[pixel]
                 for k in range(channels):
                     v_channels[k, lane] = v_features[pixel * channels + k]
-                    behind += background[k] * v_features[pixel * channels + k]
                 if with_depth and alpha[pixel] > np.float32(1e-10):
                     v_channels[channels, lane] = v_depth[pixel] / alpha[pixel]
                     behind += v_depth[pixel] * depth[pixel] / alpha[pixel]
