@@ -49,6 +49,7 @@ def mean_latents_at_projections(
         raise ValueError("at least one view is needed")
     return total / count.clamp(min=1)[:, None], count
 
+
 def first_gaussians(means: Tensor, latents: Tensor, sh_degree: int) -> dict[str, Tensor]:
     """Return the Gaussians that a fit starts from, as the parameters that it learns.
 
@@ -63,12 +64,11 @@ def first_gaussians(means: Tensor, latents: Tensor, sh_degree: int) -> dict[str,
         `means` [N, 3], `scales` [N, 3] (logarithms), `quats` [N, 4] (wxyz), `features_dc` [N, C] and `features_rest`
         [N, (sh_degree + 1)^2 - 1, C] (coefficients of the field latent), `opacities` [N, 1] (logits).
     """
-    from sklearn.neighbors import NearestNeighbors
+    from scipy.spatial import KDTree
 
     positions = means.numpy()
-    distances, _ = NearestNeighbors(n_neighbors=4).fit(positions).kneighbors(positions)
-    distances = torch.from_numpy(distances[:, 1:]).float()  # [N, 3], without the point itself
-    extents = distances.mean(dim=-1, keepdim=True).clamp(min=1e-7)  # [N, 1]
+    distances, _ = KDTree(positions).query(positions, k=4)  # [N, 4], the first to the point itself
+    extents = torch.from_numpy(distances[:, 1:]).float().mean(dim=-1, keepdim=True).clamp(min=1e-7)  # [N, 1]
     count, channels = latents.shape
     return {
         "means": means.float(),

@@ -136,7 +136,9 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         if self.config.shifts < 1:
             raise UserError(f"--pipeline.datamanager.shifts must be 1 or more, not {self.config.shifts}.")
         if self.config.views_per_step < 1:
-            raise UserError(f"--pipeline.datamanager.views-per-step must be 1 or more, not {self.config.views_per_step}.")
+            raise UserError(
+                f"--pipeline.datamanager.views-per-step must be 1 or more, not {self.config.views_per_step}."
+            )
         dataset = self.train_dataset
         dataset.check_sizes()
         self.eval_dataset.check_sizes()

@@ -263,13 +263,16 @@ class LatentSplatfactoModel(SplatfactoModel):
         Returns:
             `field` [B, h, w, C], `accumulation` [B, h, w, 1] and, if asked for, `depth` [B, h, w, 1].
         """
-        if self.camera_optimizer.config.mode != "off" and camera.indices is not None:
-            with self._full_precision():
-                moved = adjusted(camera.viewmats, self.camera_optimizer(camera.indices))
-            camera = replace(camera, viewmats=moved)
-        render = self.render_field(camera)
+        render = self.render_field(self.optimized(camera))
         self.strategy.step_pre_backward(self.gauss_params, self.optimizers, self.strategy_state, self.step, self.info)
         return {"field": render.field, "accumulation": render.alpha, "depth": render.depth}
+
+    def optimized(self, camera: GridCamera) -> GridCamera:
+        """Return the cameras of training views as the camera optimizer has moved them."""
+        if self.camera_optimizer.config.mode == "off" or camera.indices is None:
+            return camera
+        with self._full_precision():
+            return replace(camera, viewmats=adjusted(camera.viewmats, self.camera_optimizer(camera.indices)))
 
     def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
         """`latent_psnr` of the rendered against the encoded field latents (data range 1), and `gaussian_count`."""

@@ -17,7 +17,6 @@ from lrf_nerfstudio.field.seeding import mean_latents_at_projections
 from lrf_nerfstudio.plugin.datamanager import LatentDatamanager, LatentDatamanagerConfig
 from lrf_nerfstudio.plugin.ffmpeg import provide_ffmpeg
 from lrf_nerfstudio.plugin.model import LatentSplatfactoModel, LatentSplatfactoModelConfig
-from lrf_nerfstudio.splatting import check_gsplat
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.vae import FieldNormalization, LinearRGB, VAEConfig, downsample_mask
 
@@ -70,8 +69,6 @@ class LatentPipeline(VanillaPipeline):
         self.world_size = world_size
         if config.device == "cpu":
             device = "cpu"
-        if torch.device(device).type == "cuda":
-            check_gsplat()
         vae = config.vae.setup(device)
         self.datamanager = config.datamanager.setup(
             device=device, test_mode=test_mode, world_size=world_size, local_rank=local_rank, vae=vae
@@ -147,9 +144,7 @@ class LatentPipeline(VanillaPipeline):
             {name.removeprefix(prefix): value for name, value in state_dict.items()}, strict=True
         )
         if not initial.equals(self.model.normalization):  # the checkpoint's, of other photographs perhaps
-            self.datamanager.map_targets(
-                lambda target: self.model.normalization.to_field(initial.to_latent(target))
-            )
+            self.datamanager.map_targets(lambda target: self.model.normalization.to_field(initial.to_latent(target)))
         return keys
 
     # ---------------------------------------------------------------- evaluation

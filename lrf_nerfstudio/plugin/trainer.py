@@ -20,6 +20,7 @@ from lrf_nerfstudio.plugin.pipeline import LatentPipelineConfig
 from lrf_nerfstudio.plugin.viewer import PictureClock
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
 
+
 @dataclass
 class LatentTrainerConfig(TrainerConfig):
     """Configuration of the training run."""

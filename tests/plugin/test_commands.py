@@ -18,8 +18,8 @@ from PIL import Image
 from plyfile import PlyData
 from tiny_scenes import floor_color
 
-from lrf_nerfstudio.field.latent_field import LatentField
 from lrf_nerfstudio.field.cameras import world_to_camera
+from lrf_nerfstudio.field.latent_field import LatentField
 from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.pipeline import LatentPipeline
 
