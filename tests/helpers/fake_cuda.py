@@ -2,8 +2,8 @@
 
 Inside `fake_cuda()` tensors on the CPU are as real as ever, and tensors on "cuda" are torch's fake ones: they have a
 shape, a dtype, a device, and no numbers. Operations on tensors of two devices fail, and so does everything for which a
-program waits until the GPU has finished: `.item()`, `bool(tensor)`, `.tolist()`, `.cpu()`, indexing with a boolean mask,
-`torch.nonzero`. In a training step this includes copies from the CPU that are not `non_blocking`, such as
+program waits until the GPU has finished: `.item()`, `bool(tensor)`, `.tolist()`, `.cpu()`, `torch.nonzero`, indexing
+with a boolean mask. In a training step this includes copies from the CPU that are not `non_blocking`, such as
 `torch.tensor(1.0, device="cuda")`.
 
 Example:
@@ -15,8 +15,8 @@ Example:
             loss.backward()
         loss.item()  # raises Waits
 
-Gradients work: `backward()`, `torch.autograd.grad`, `retain_grad()`, autograd functions of our own, checkpointing. Hooks
-of tensors that are not leaves do not. `torch.cuda.is_available()` stays what it is.
+Gradients work: `backward()`, `torch.autograd.grad`, `retain_grad()`, autograd functions of our own, checkpointing.
+Hooks of tensors that are not leaves do not. `torch.cuda.is_available()` stays what it is.
 """
 
 import contextlib
@@ -219,14 +219,19 @@ def _walk_back(
 
 
 def _call(node: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """The gradients of the inputs of a function from those of its outputs."""
+    """Gradients for `node.next_functions` from those of the node's outputs."""
     if isinstance(node, torch.autograd.function.BackwardCFunction):
         if getattr(node, "fills_in_zeros", True):
-            gradients = [
-                gradient if gradient is not None else torch.zeros(meta.shape, dtype=meta.dtype, device=meta.device)
-                for gradient, meta in zip(gradients, node._input_metadata, strict=True)
+            zeros = [
+                # The description of an output that is None is that of a number on the CPU.
+                torch.zeros(it.shape, dtype=it.dtype, device=it.device) if it.shape or it.device.type != "cpu" else None
+                for it in node._input_metadata
             ]
+            gradients = [zero if given is None else given for zero, given in zip(zeros, gradients, strict=True)]
         result = node.apply(*gradients)
-    else:
-        result = node(*gradients)
+        result = result if isinstance(result, tuple) else (result,)
+        # One for each argument, while the graph has edges for tensors alone.
+        needed = (gradient for gradient, used in zip(result, node.needs_input_grad, strict=True) if used)
+        return tuple(None if following is None else next(needed) for following, _ in node.next_functions)
+    result = node(*gradients)
     return result if isinstance(result, tuple) else (result,)
