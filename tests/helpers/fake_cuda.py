@@ -1,17 +1,16 @@
-"""A CUDA device that computes nothing: what a GPU would refuse or wait for is an error where there is no GPU.
+"""A CUDA device without a GPU: what a GPU would refuse, or make the program wait for, is an error.
 
 Inside `fake_cuda()` tensors on the CPU are as real as ever, and tensors on "cuda" are torch's fake ones: they have a
 shape, a dtype, a device, and no numbers. Operations on tensors of two devices fail, and so does everything for which a
 program waits until the GPU has finished: `.item()`, `bool(tensor)`, `.tolist()`, `.cpu()`, `torch.nonzero`, indexing
-with a boolean mask. In a training step this includes copies from the CPU that are not `non_blocking`, such as
-`torch.tensor(1.0, device="cuda")`.
+with a boolean mask. Inside `no_waiting()` this includes `torch.cuda.synchronize()` and copies from the CPU that are not
+`non_blocking`, such as `torch.tensor(1.0, device="cuda")`.
 
-Example:
     with fake_cuda() as gpu:
-        model = Model().to("cuda")
-        batch = batch.to("cuda")
-        with gpu.step():
-            loss = model(batch)
+        model = gpu.place(Model())  # or Model().to("cuda")
+        batch = gpu.place(batch)
+        with gpu.no_waiting():
+            loss = model(batch).sum()
             loss.backward()
         loss.item()  # raises Waits
 
@@ -37,6 +36,8 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+DEVICE = torch.device("cuda", 0)
+
 
 class Waits(AssertionError):
     """The program would wait for the GPU here."""
@@ -47,21 +48,30 @@ class FakeGPU(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._in_step = False
+        self._may_wait = True
+
+    def place(self, what: Any) -> Any:
+        """Return a tensor on the fake GPU, a leaf if it was one, or a module whose tensors are replaced."""
+        if isinstance(what, torch.nn.Module):
+            return what.to(DEVICE)
+        fake = what.detach().to(DEVICE)
+        if isinstance(what, torch.nn.Parameter):
+            return torch.nn.Parameter(fake, requires_grad=what.requires_grad)
+        return fake.requires_grad_(what.requires_grad and what.is_leaf)
 
     @contextlib.contextmanager
-    def step(self) -> Iterator[None]:
-        """A block in which copies from the CPU must not wait either."""
-        self._in_step = True
+    def no_waiting(self) -> Iterator[None]:
+        """A block, such as a training step, in which the program waits for nothing."""
+        self._may_wait = False
         try:
             yield
         finally:
-            self._in_step = False
+            self._may_wait = True
 
     def synchronize(self, device: Any = None) -> None:
-        """What `torch.cuda.synchronize` is inside `fake_cuda()`."""
-        if self._in_step:
-            raise Waits("torch.cuda.synchronize() in a step")
+        """Stands in for `torch.cuda.synchronize`."""
+        if not self._may_wait:
+            raise Waits("torch.cuda.synchronize()")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -73,7 +83,7 @@ class FakeGPU(TorchDispatchMode):
                 return func(*args, **kwargs)
         if _selects_by_mask(func, args):
             raise Waits(f"{func} with a boolean mask")
-        if self._in_step and _copies_from_the_cpu(func, args) and not kwargs.get("non_blocking", False):
+        if not self._may_wait and _copies_from_the_cpu(func, args) and not kwargs.get("non_blocking", False):
             raise Waits(f"{func} from the CPU that is not `non_blocking`")
         try:
             out = func(*args, **kwargs)
@@ -82,6 +92,19 @@ class FakeGPU(TorchDispatchMode):
         if any(isinstance(leaf, Tensor) and leaf.device.type == "cpu" for leaf in tree_leaves(out)):
             raise Waits(f"{func} copies a CUDA tensor to the CPU")
         return out
+
+
+class _Event:
+    """Stands in for `torch.cuda.Event`."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        pass
+
+    def record(self, stream: Any = None) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        raise Waits("an event")
 
 
 def _copies_from_the_cpu(func: Any, args: Sequence[Any]) -> bool:
@@ -106,6 +129,8 @@ def fake_cuda() -> Iterator[FakeGPU]:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(gpu)
         stack.enter_context(mock.patch.object(torch.cuda, "synchronize", gpu.synchronize))
+        stack.enter_context(mock.patch.object(torch.cuda, "Event", _Event))
+        stack.enter_context(mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False))
         # Else `torch.autocast("cuda")` turns itself off.
         stack.enter_context(mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         if not torch.cuda.is_available():
@@ -119,7 +144,10 @@ def _python_engine() -> Iterator[None]:
     """Replaces the engine that walks the graph of autograd."""
     retained: dict[tuple[Any, int], list[Tensor]] = defaultdict(list)
 
+    torch_retain_grad = Tensor.retain_grad
+
     def retain_grad(tensor: Tensor) -> None:
+        torch_retain_grad(tensor)  # else torch warns when `grad` is read
         if tensor.grad_fn is not None:
             retained[_edge(tensor)].append(tensor)
 

@@ -12,7 +12,7 @@ Use the fixture of the same name, which conftest.py makes known to all tests:
     def test_a_step_on_cuda(fake_gsplat):
         with fake_cuda() as gpu:
             ...  # make models and trainers with device="cuda"; anything that calls `rasterize`
-            with gpu.step():
+            with gpu.no_waiting():
                 model.train_step()
         assert fake_gsplat.calls["rasterize_to_pixels_fwd"] == 1
 

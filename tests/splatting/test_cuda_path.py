@@ -25,9 +25,9 @@ def test_steps_on_cuda_mix_no_devices_and_read_nothing_back(fake_gsplat, sh_degr
     )
     scene = random_scene(n=40, channels=4, n_cameras=2, sh_degree=3)
     with fake_cuda() as gpu:
-        leaves = {name: tensor.float().to("cuda").requires_grad_(name != "Ks") for name, tensor in scene.items()}
+        leaves = {name: gpu.place(tensor.float()).requires_grad_(name != "Ks") for name, tensor in scene.items()}
         gaussians, viewmats, Ks = arguments(leaves)
-        with gpu.step():
+        with gpu.no_waiting():
             features, depth, alpha, info = rasterize(gaussians, viewmats, Ks, settings)
             info["means2d"].retain_grad()
             (features.sum() + alpha.sum() + (0 if depth is None else depth.sum())).backward()
