@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-pytest_plugins = ["scene_fixtures"]
+pytest_plugins = ["fake_gsplat", "scene_fixtures"]
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -1,30 +1,38 @@
-"""CUDA tensors without a GPU: shapes, dtypes and devices as they would be, and no values.
+"""A CUDA device without a GPU: what a GPU would refuse, or make the program wait for, is an error.
 
-PyTorch's `FakeTensorMode` has tensors on "cuda" that know everything but their values. What mixes devices fails, and so
-does what asks for a value (`.item()`, `bool(tensor)`, `.tolist()`, indexing by a boolean mask), which on a GPU would
-make the host wait. Use it like this:
+Inside `fake_cuda()` tensors on the CPU are as real as ever, and tensors on "cuda" are torch's fake ones: they have a
+shape, a dtype, a device, and no numbers. Operations on tensors of two devices fail, and so does everything for which a
+program waits until the GPU has finished: `.item()`, `bool(tensor)`, `.tolist()`, `.cpu()`, `torch.nonzero`, indexing
+with a boolean mask. Inside `no_waiting()` this includes `torch.cuda.synchronize()` and copies from the CPU that are not
+`non_blocking`, such as `torch.tensor(1.0, device="cuda")`.
 
     with fake_cuda() as gpu:
-        model = gpu.place(model)  # parameters and buffers of a module made on the CPU, or a tensor
-        ...  # what may wait, such as setting up
+        model = gpu.place(Model())  # or Model().to("cuda")
+        batch = gpu.place(batch)
         with gpu.no_waiting():
-            loss = model(gpu.place(batch)).sum()
+            loss = model(batch).sum()
             loss.backward()
+        loss.item()  # raises Waits
 
-PyTorch's autograd engine asks the driver for the GPU before it runs, so backward passes are taken here node by node, in
-the order that the engine takes.
+Gradients work: `backward()`, `torch.autograd.grad`, `retain_grad()`, autograd functions of our own, checkpointing.
+Hooks of tensors that are not leaves do not. `torch.cuda.is_available()` stays what it is.
 """
 
-from collections import Counter
+import contextlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
-import pytest
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.autograd.graph import get_gradient_edge
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -32,178 +40,226 @@ DEVICE = torch.device("cuda", 0)
 
 
 class Waits(AssertionError):
-    """The host would wait for the GPU, or copy to or from it."""
+    """The program would wait for the GPU here."""
 
 
-class FakeGPU:
-    """What a test does with the fake GPU while it is there."""
+class FakeGPU(TorchDispatchMode):
+    """Hands operations on CUDA tensors to the `FakeTensorMode` around it, and lets all others compute real numbers."""
 
-    def __init__(self, mode: FakeTensorMode) -> None:
-        self.mode = mode
+    def __init__(self) -> None:
+        super().__init__()
+        self._may_wait = True
 
     def place(self, what: Any) -> Any:
-        """Return a tensor, or a module whose parameters and buffers are replaced, on the fake GPU."""
-        if isinstance(what, Tensor):
-            detached = what.detach()
-            fake = (detached if isinstance(what, FakeTensor) else self.mode.from_tensor(detached)).to(DEVICE)
-            if isinstance(what, nn.Parameter):
-                return nn.Parameter(fake, requires_grad=what.requires_grad)
-            return fake.requires_grad_(what.requires_grad) if what.is_leaf else fake
-        for module in what.modules():
-            for tensors in (module._parameters, module._buffers):
-                for name, tensor in tensors.items():
-                    if tensor is not None:
-                        tensors[name] = self.place(tensor)
-        return what
+        """Return a tensor on the fake GPU, a leaf if it was one, or a module whose tensors are replaced."""
+        if isinstance(what, torch.nn.Module):
+            return what.to(DEVICE)
+        fake = what.detach().to(DEVICE)
+        if isinstance(what, torch.nn.Parameter):
+            return torch.nn.Parameter(fake, requires_grad=what.requires_grad)
+        return fake.requires_grad_(what.requires_grad and what.is_leaf)
 
-    @contextmanager
+    @contextlib.contextmanager
     def no_waiting(self) -> Iterator[None]:
-        """Fail where the host would wait for the GPU or copy between it and itself."""
-        with _NoTransfers(), pytest.MonkeyPatch.context() as patch:
-
-            def waits(*_: Any, **__: Any) -> None:
-                raise Waits("torch.cuda.synchronize() waits for the GPU")
-
-            patch.setattr(torch.cuda, "synchronize", waits)
+        """A block, such as a training step, in which the program waits for nothing."""
+        self._may_wait = False
+        try:
             yield
+        finally:
+            self._may_wait = True
 
+    def synchronize(self, device: Any = None) -> None:
+        """Stands in for `torch.cuda.synchronize`."""
+        if not self._may_wait:
+            raise Waits("torch.cuda.synchronize()")
 
-@contextmanager
-def fake_cuda() -> Iterator[FakeGPU]:
-    """Have a GPU that computes shapes, dtypes and devices."""
-    mode = FakeTensorMode()
-    with mode, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "backward", _backward)
-        patch.setattr(torch.autograd, "backward", lambda tensors, *args, **kwargs: _backward(_only(tensors)))
-        patch.setattr(torch.autograd, "grad", _grad)
-        patch.setattr(torch.Tensor, "retain_grad", _retain_grad)
-        patch.setattr(torch.cuda, "Event", _Event)
-        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-        yield FakeGPU(mode)
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        leaves = tree_leaves((args, kwargs))
+        on_cuda = any(isinstance(leaf, FakeTensor) for leaf in leaves)
+        to_cuda = any(isinstance(leaf, torch.device) and leaf.type == "cuda" for leaf in leaves)
+        if not on_cuda and not to_cuda:
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        if _selects_by_mask(func, args):
+            raise Waits(f"{func} with a boolean mask")
+        if not self._may_wait and _copies_from_the_cpu(func, args) and not kwargs.get("non_blocking", False):
+            raise Waits(f"{func} from the CPU that is not `non_blocking`")
+        try:
+            out = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise Waits(f"{func} reads a CUDA tensor") from error
+        if any(isinstance(leaf, Tensor) and leaf.device.type == "cpu" for leaf in tree_leaves(out)):
+            raise Waits(f"{func} copies a CUDA tensor to the CPU")
+        return out
 
 
 class _Event:
-    """Stands in for `torch.cuda.Event`; asking it for a time would wait."""
+    """Stands in for `torch.cuda.Event`."""
 
     def __init__(self, enable_timing: bool = False) -> None:
         pass
 
-    def record(self, stream: object = None) -> None:
+    def record(self, stream: Any = None) -> None:
         pass
 
     def synchronize(self) -> None:
-        raise Waits("an event was waited for")
+        raise Waits("an event")
 
 
-class _NoTransfers(TorchDispatchMode):
-    """Fails where a tensor crosses between host and GPU."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            raise Waits("a value is read from the GPU")
-        result = func(*args, **(kwargs or {}))
-        sources = {leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim}
-        results = {leaf.device.type for leaf in tree_leaves(result) if isinstance(leaf, Tensor)}
-        if len(sources | results) > 1:
-            raise Waits(f"{func} copies between host and GPU")
-        return result
+def _copies_from_the_cpu(func: Any, args: Sequence[Any]) -> bool:
+    source = {torch.ops.aten._to_copy: 0, torch.ops.aten.copy_: 1}.get(func.overloadpacket)
+    return source is not None and args[source].device.type == "cpu"
 
 
-# ---------------------------------------------------------------------------------------------------- autograd
-
-_retained: list[tuple[Any, int, Tensor]] = []
-_torch_retain_grad = torch.Tensor.retain_grad
-
-
-def _retain_grad(tensor: Tensor) -> None:
-    if tensor.grad_fn is not None:
-        _retained.append((tensor.grad_fn, tensor.output_nr, tensor))
-        _torch_retain_grad(tensor)  # lets `.grad` be read without a warning
+def _selects_by_mask(func: Any, args: Sequence[Any]) -> bool:
+    """Whether a value that is not a number is written to where a mask is true: torch looks up these places first."""
+    if func.overloadpacket not in (torch.ops.aten.index_put, torch.ops.aten.index_put_):
+        return False
+    _, indices, value, *_ = args
+    is_number = value.device.type == "cpu" and value.numel() == 1
+    return not is_number and any(index is not None and index.dtype == torch.bool for index in indices)
 
 
-def _only(tensors: Any) -> Tensor:
-    (tensor,) = [tensors] if isinstance(tensors, Tensor) else tensors
-    return tensor
+@contextlib.contextmanager
+def fake_cuda() -> Iterator[FakeGPU]:
+    """A block in which "cuda" is a device of fake tensors; see the module."""
+    gpu = FakeGPU()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(gpu)
+        stack.enter_context(mock.patch.object(torch.cuda, "synchronize", gpu.synchronize))
+        stack.enter_context(mock.patch.object(torch.cuda, "Event", _Event))
+        stack.enter_context(mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False))
+        # Else `torch.autocast("cuda")` turns itself off.
+        stack.enter_context(mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
+        if not torch.cuda.is_available():
+            # torch's own engine asks the driver for its streams.
+            stack.enter_context(_python_engine())
+        yield gpu
 
 
-def _backward(tensor: Tensor, gradient: Tensor | None = None, retain_graph: bool | None = None, **_: Any) -> None:
-    _propagate([tensor], [gradient], [])
-    _retained.clear()
+@contextlib.contextmanager
+def _python_engine() -> Iterator[None]:
+    """Replaces the engine that walks the graph of autograd."""
+    retained: dict[tuple[Any, int], list[Tensor]] = defaultdict(list)
+
+    torch_retain_grad = Tensor.retain_grad
+
+    def retain_grad(tensor: Tensor) -> None:
+        torch_retain_grad(tensor)  # else torch warns when `grad` is read
+        if tensor.grad_fn is not None:
+            retained[_edge(tensor)].append(tensor)
+
+    def set_materialize_grads(context: Any, value: bool) -> None:
+        context.materialize_grads = context.fills_in_zeros = value  # the former cannot be read
+
+    def run_backward(
+        outputs: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        _keep_graph: bool,
+        create_graph: bool,
+        inputs: Sequence[Tensor],
+        allow_unreachable: bool = False,
+        accumulate_grad: bool = False,
+    ) -> tuple[Tensor | None, ...]:
+        with torch.set_grad_enabled(create_graph):
+            arrived = _walk_back(outputs, gradients, retained, accumulate_grad and not inputs)
+        found = [arrived.get(_edge(tensor)) for tensor in inputs]
+        assert allow_unreachable or all(gradient is not None for gradient in found), "an input is not in the graph"
+        if accumulate_grad:
+            for tensor, gradient in zip(inputs, found, strict=True):
+                if gradient is not None:
+                    tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+        return tuple(found)
+
+    functions = torch.autograd.function.FunctionCtx
+    with (
+        mock.patch.object(torch.autograd, "_engine_run_backward", run_backward),
+        mock.patch.object(Tensor, "retain_grad", retain_grad),
+        mock.patch.object(functions, "set_materialize_grads", set_materialize_grads),
+    ):
+        yield
 
 
-def _grad(
-    outputs: Any,
-    inputs: Any,
-    grad_outputs: Any = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    allow_unused: bool | None = None,
-    **_: Any,
-) -> tuple[Tensor | None, ...]:
-    assert not create_graph, "gradients of gradients are not taken here"
-    outputs, inputs = ([value] if isinstance(value, Tensor) else list(value) for value in (outputs, inputs))
-    return tuple(_propagate(outputs, grad_outputs or [None] * len(outputs), inputs))
+def _edge(tensor: Tensor) -> tuple[Any, int]:
+    """The place in the graph at which the gradient of a tensor arrives."""
+    edge = torch.autograd.graph.get_gradient_edge(tensor)
+    return edge.node, edge.output_nr
 
 
-@torch.no_grad()
-def _propagate(
-    outputs: Sequence[Tensor], gradients: Sequence[Tensor | None], wanted: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """Take the backward pass: fill `.grad` of leaves or, where tensors are wanted, return their gradients."""
-    roots = [get_gradient_edge(output) for output in outputs]
-    edges = [get_gradient_edge(tensor) for tensor in wanted]
-    found: dict[tuple[Any, int], Tensor | None] = {}
-    waiting_for = Counter[Any]()
-    seen, stack = {root.node for root in roots}, [root.node for root in roots]
-    while stack:
-        for node, _ in stack.pop().next_functions:
-            if node is not None:
-                waiting_for[node] += 1
-                if node not in seen:
-                    seen.add(node)
-                    stack.append(node)
-    arrived: dict[Any, list[Tensor | None]] = {}
+def _walk_back(
+    outputs: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    retained: dict[tuple[Any, int], list[Tensor]],
+    accumulate: bool,
+) -> dict[tuple[Any, int], Tensor | None]:
+    """Calls the functions of the graph from the outputs to the leaves.
 
-    def add(node: Any, position: int, gradient: Tensor | None) -> None:
-        slots = arrived.setdefault(node, [None] * max(1, len(node._input_metadata)))
-        if gradient is not None:
-            expected = node._input_metadata[position]
-            assert gradient.device == expected.device, f"{node.name()}: {gradient.device} for {expected.device}"
-            present = slots[position]
-            slots[position] = gradient if present is None else present + gradient
+    Returns:
+        The gradient that arrived at each place; leaves hold theirs if `accumulate`.
+    """
+    roots = [_edge(tensor) for tensor in outputs]
+    waiting: dict[Any, int] = {}  # edges into each node that have not been walked
+    found = [node for node, _ in roots]
+    while found:
+        node = found.pop()
+        if node not in waiting:
+            waiting[node] = 0
+            found += [following for following, _ in node.next_functions if following is not None]
+    for node in waiting:
+        for following, _ in node.next_functions:
+            if following is not None:
+                waiting[following] += 1
 
-    for root, output, gradient in zip(roots, outputs, gradients, strict=True):
-        add(root.node, root.output_nr, torch.ones_like(output) if gradient is None else gradient)
-    ready = [node for node in arrived if not waiting_for[node]]
+    arrived: dict[tuple[Any, int], Tensor | None] = {}
+
+    def arrive(node: Any, slot: int, gradient: Tensor | None) -> None:
+        if gradient is None:
+            return
+        expected = node._input_metadata[slot]
+        if gradient.shape != expected.shape:
+            gradient = gradient.sum_to_size(expected.shape)
+        gradient = gradient.to(expected.dtype)
+        assert gradient.device == expected.device, f"{node} gets a gradient on {gradient.device}: {expected.device}"
+        before = arrived.get((node, slot))
+        arrived[node, slot] = gradient if before is None else before + gradient
+
+    for (node, slot), gradient in zip(roots, gradients, strict=True):
+        arrive(node, slot, gradient)
+    ready = [node for node, count in waiting.items() if count == 0]
     while ready:
         node = ready.pop()
-        received = arrived.pop(node, [None] * max(1, len(node._input_metadata)))
-        for edge in edges:
-            if edge.node is node:
-                found[node, edge.output_nr] = received[edge.output_nr]
-        for owner, position, tensor in _retained:
-            if owner is node:
-                tensor.grad = received[position]
-        passed = _apply(node, received, bool(wanted))
-        for (following, position), gradient in zip(node.next_functions, passed, strict=True):
+        incoming = [arrived.get((node, slot)) for slot in range(len(node._input_metadata))]
+        for slot, gradient in enumerate(incoming):
+            for tensor in retained.get((node, slot), ()):
+                tensor.grad = gradient
+        leaf = not node.next_functions
+        outgoing = _call(node, incoming) if any(g is not None for g in incoming) and (accumulate or not leaf) else ()
+        for index, (following, slot) in enumerate(node.next_functions):
             if following is not None:
-                add(following, position, gradient)
-                waiting_for[following] -= 1
-                if not waiting_for[following]:
+                if outgoing:
+                    arrive(following, slot, outgoing[index])
+                waiting[following] -= 1
+                if waiting[following] == 0:
                     ready.append(following)
-    return [found.get((edge.node, edge.output_nr)) for edge in edges]
+    return arrived
 
 
-def _apply(node: Any, received: list[Tensor | None], keep_leaves: bool) -> tuple[Tensor | None, ...]:
-    """Run one node of the graph."""
-    if hasattr(node, "variable"):  # a leaf
-        if not keep_leaves and received[0] is not None:
-            leaf = node.variable
-            leaf.grad = received[0] if leaf.grad is None else leaf.grad + received[0]
-        return ()
-    if all(gradient is None for gradient in received):
-        return (None,) * len(node.next_functions)
-    in_python = isinstance(node, torch.autograd.function.BackwardCFunction)
-    passed = node.apply(*received) if in_python else node(*received)
-    passed = passed if isinstance(passed, tuple) else (passed,)
-    return passed[: len(node.next_functions)]
+def _call(node: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Gradients for `node.next_functions` from those of the node's outputs."""
+    if isinstance(node, torch.autograd.function.BackwardCFunction):
+        if getattr(node, "fills_in_zeros", True):
+            zeros = [
+                # The description of an output that is None is that of a number on the CPU.
+                torch.zeros(it.shape, dtype=it.dtype, device=it.device) if it.shape or it.device.type != "cpu" else None
+                for it in node._input_metadata
+            ]
+            gradients = [zero if given is None else given for zero, given in zip(zeros, gradients, strict=True)]
+        result = node.apply(*gradients)
+        result = result if isinstance(result, tuple) else (result,)
+        # One for each argument, while the graph has edges for tensors alone.
+        needed = (gradient for gradient, used in zip(result, node.needs_input_grad, strict=True) if used)
+        return tuple(None if following is None else next(needed) for following, _ in node.next_functions)
+    result = node(*gradients)
+    return result if isinstance(result, tuple) else (result,)
