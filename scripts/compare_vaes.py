@@ -93,13 +93,10 @@ def compare(options: CompareVAEs) -> tuple[list[Mapping[str, Any]], list[str]]:
             rows.append({"scene": scene, "vae": name, **measured, "cost": pairs.cost})
     rows = with_means(rows)
     if scenes:
-        try:
-            write_atomically(options.output / "table.json", (json.dumps(rows, indent=2) + "\n").encode())
-            write_atomically(options.output / "table.md", decoding_table(rows).encode())
-            with replacing(options.output / "figure.png") as stream:
-                decoding_figure(scenes, vaes).savefig(stream, dpi=150, format="png")
-        except OSError as error:
-            raise UserError(f"{options.output} (--output) cannot be written to: {error.strerror or error}.") from error
+        write_atomically(options.output / "table.json", (json.dumps(rows, indent=2) + "\n").encode(), "--output")
+        write_atomically(options.output / "table.md", decoding_table(rows).encode(), "--output")
+        with replacing(options.output / "figure.png", "--output") as stream:
+            decoding_figure(scenes, vaes).savefig(stream, dpi=150, format="png")
     return rows, failed
 
 
@@ -137,10 +134,7 @@ def once(file: Path, description: str, total: int, measure: Callable[[Callable[[
     with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
         task = progress.add_task(description, total=total)
         result = measure(lambda: progress.advance(task))
-    try:
-        write_atomically(file, json.dumps(result).encode())
-    except OSError as error:
-        raise UserError(f"{file} (--output) cannot be written: {error.strerror or error}.") from error
+    write_atomically(file, json.dumps(result).encode(), "--output")
     return result
 
 

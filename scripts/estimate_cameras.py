@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.utils.files import unwritable
 from lrf_nerfstudio.utils.images import find_images, read_image
 
 
@@ -79,7 +80,7 @@ def estimate(options: EstimateCameras) -> tuple[int, int, int]:
             found = colmap_to_json(sparse, scene)
             os.rename(scene, output)
     except OSError as error:
-        raise UserError(f"{options.output} (--output) cannot be written: {error.strerror or error}.") from error
+        raise unwritable(options.output, error, "--output") from error
     return len(photographs), found, model.num_points3D()
 
 

@@ -57,10 +57,7 @@ def set_vae(options: SetVAE) -> Path:
         )
     config.pipeline.vae.source = source
     output = options.output_path or options.load_config.with_name(f"config-{Path(source).name}.yml")
-    try:
-        write_atomically(output, yaml.dump(config).encode())
-    except OSError as error:
-        raise UserError(f"{output} (--output-path) cannot be written: {error.strerror or error}.") from error
+    write_atomically(output, yaml.dump(config).encode(), "--output-path")
     return output
 
 

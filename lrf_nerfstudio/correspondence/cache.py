@@ -68,13 +68,7 @@ def _write(file: Path, pairs: list[PairMatches]) -> None:
         "points_i": torch.from_numpy(np.concatenate([np.zeros((0, 2), np.float32), *(p.points_i for p in pairs)])),
         "points_j": torch.from_numpy(np.concatenate([np.zeros((0, 2), np.float32), *(p.points_j for p in pairs)])),
     }
-    try:
-        write_tensors(file, tensors)
-    except OSError as error:
-        raise UserError(
-            f"Matches cannot be stored in {file.parent}: {error.strerror}. Make room there or set cache_dir to "
-            "another folder."
-        ) from error
+    write_tensors(file, tensors, option="--correspondence.cache-dir")
 
 
 def _read(file: Path, views: int) -> list[PairMatches]:

@@ -115,10 +115,4 @@ def _read(file: Path, expected_shape: tuple[int | None, ...]) -> Tensor:
 
 
 def _write(file: Path, latent: Tensor) -> None:
-    try:
-        write_tensors(file, {"latent": latent})
-    except OSError as error:
-        raise UserError(
-            f"Latents cannot be stored in {file.parent}: {error.strerror}. Make room there or set "
-            "--pipeline.datamanager.latent-cache-dir to another folder."
-        ) from error
+    write_tensors(file, {"latent": latent}, option="--pipeline.datamanager.latent-cache-dir")

@@ -96,7 +96,7 @@ def test_what_stops_it_leaves_nothing(photographs, tmp_path):
         (tmp_path / "empty", "out", "no photographs"),
         (tmp_path / "damaged", "out", "a.jpg is not a readable image"),
         (photographs[0], "unrelated", "there already"),
-        (photographs[0], "file/out", "cannot be written"),
+        (photographs[0], "file/out", "could not be written"),
     ):
         with pytest.raises(UserError, match=message):
             estimate(EstimateCameras(images, tmp_path / output, threads=1))
