@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lrf_nerfstudio.correspondence import CorrespondenceConfig, find_correspondences, load_scene
 from lrf_nerfstudio.evaluation.latents import measure_scene
 from lrf_nerfstudio.evaluation.names import named, scene_names
 from lrf_nerfstudio.evaluation.spectra import spectrum_figure
-from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.utils.cli import run
+from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import make_folder, replacing, write_atomically
+from lrf_nerfstudio.utils.progress import progress_bar
 from lrf_nerfstudio.vae import VAEConfig
 
 
@@ -68,8 +68,7 @@ def measure(config: MeasureLatents) -> list[dict[str, Any]]:
     ]
     make_folder(config.output, "--output")  # now rather than after an hour
     rows = []
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn()) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=len(vaes) * sum(len(scene.scene.views) for scene in scenes))
         for scene, correspondences in zip(names, scenes, strict=True):
             progress.update(task, description=scene)
@@ -106,11 +105,10 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     return result
 
 
-@exit_on_user_error()
-def main() -> None:
-    """Command line."""
-    Console().print(table(measure(tyro.cli(MeasureLatents, description=__doc__))))
+def main(options: MeasureLatents) -> None:
+    """Measure, and print the table."""
+    Console().print(table(measure(options)))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
