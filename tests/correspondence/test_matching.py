@@ -225,7 +225,7 @@ def test_a_damaged_file_of_the_cache_is_replaced(tmp_path, matched_once, damage)
     (file,) = (tmp_path / "cache").iterdir()
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
-    with pytest.warns(UserWarning, match=r"is damaged .* matched again"):
+    with pytest.warns(UserWarning, match=r"is damaged .* computed again"):
         assert_same(find_correspondences(scene, features_config(tmp_path / "cache")), found)
     assert [*(tmp_path / "cache").iterdir()] == [file] and file.read_bytes() == whole
     with warnings.catch_warnings():
