@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 from rich.console import Console
 
 from lrf_nerfstudio.plugin.pair_building import PairConfig, build_scenes, check_names
-from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.utils.cli import run
+from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAEConfig
 
 
@@ -52,10 +52,8 @@ def select(options: BuildPairs) -> list[Path]:
     return list(options.scenes[options.shard_index :: options.num_shards])
 
 
-@exit_on_user_error()
-def main() -> None:
-    """Command line."""
-    options = tyro.cli(BuildPairs, description=__doc__)
+def main(options: BuildPairs) -> None:
+    """Build the pairs and say how many there are."""
     scenes = select(options)
     config = PairConfig(options.steps, options.downscale_factor, options.snapshots)
     vae = VAEConfig(options.vae).setup("cuda" if torch.cuda.is_available() else "cpu")
@@ -71,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

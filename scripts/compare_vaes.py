@@ -20,9 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lrf_nerfstudio.evaluation.decoding import (
     decoding_figure,
@@ -36,8 +34,10 @@ from lrf_nerfstudio.evaluation.names import named
 from lrf_nerfstudio.plugin.fitting import FittingConfig
 from lrf_nerfstudio.plugin.pair_building import PairConfig, build_scenes, check_names
 from lrf_nerfstudio.training.data.scene_pairs import ScenePairs
-from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.utils.cli import run
+from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import replacing, write_atomically
+from lrf_nerfstudio.utils.progress import progress_bar
 from lrf_nerfstudio.vae import VAE, VAEConfig
 from lrf_nerfstudio.vae.sources import RGB
 
@@ -93,13 +93,10 @@ def compare(options: CompareVAEs) -> tuple[list[Mapping[str, Any]], list[str]]:
             rows.append({"scene": scene, "vae": name, **measured, "cost": pairs.cost})
     rows = with_means(rows)
     if scenes:
-        try:
-            write_atomically(options.output / "table.json", (json.dumps(rows, indent=2) + "\n").encode())
-            write_atomically(options.output / "table.md", decoding_table(rows).encode())
-            with replacing(options.output / "figure.png") as stream:
-                decoding_figure(scenes, vaes).savefig(stream, dpi=150, format="png")
-        except OSError as error:
-            raise UserError(f"{options.output} (--output) cannot be written to: {error.strerror or error}.") from error
+        write_atomically(options.output / "table.json", (json.dumps(rows, indent=2) + "\n").encode(), "--output")
+        write_atomically(options.output / "table.md", decoding_table(rows).encode(), "--output")
+        with replacing(options.output / "figure.png", "--output") as stream:
+            decoding_figure(scenes, vaes).savefig(stream, dpi=150, format="png")
     return rows, failed
 
 
@@ -133,21 +130,15 @@ def once(file: Path, description: str, total: int, measure: Callable[[Callable[[
     """
     if file.exists():
         return json.loads(file.read_text())
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
+    with progress_bar(transient=True) as progress:
         task = progress.add_task(description, total=total)
         result = measure(lambda: progress.advance(task))
-    try:
-        write_atomically(file, json.dumps(result).encode())
-    except OSError as error:
-        raise UserError(f"{file} (--output) cannot be written: {error.strerror or error}.") from error
+    write_atomically(file, json.dumps(result).encode(), "--output")
     return result
 
 
-@exit_on_user_error()
-def main() -> None:
-    """Command line."""
-    options = tyro.cli(CompareVAEs, description=__doc__)
+def main(options: CompareVAEs) -> None:
+    """Compare, and print the table."""
     rows, failed = compare(options)
     if rows:
         Console().print(decoding_table(rows), markup=False, soft_wrap=True)
@@ -159,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

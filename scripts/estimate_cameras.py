@@ -16,13 +16,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pycolmap
-import tyro
 from nerfstudio.process_data.colmap_utils import colmap_to_json
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
-from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.utils.cli import run
+from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.files import unwritable
 from lrf_nerfstudio.utils.images import find_images, read_image
+from lrf_nerfstudio.utils.progress import progress_bar
 
 
 @dataclass
@@ -65,8 +67,7 @@ def estimate(options: EstimateCameras) -> tuple[int, int, int]:
         with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
             scene = Path(temporary) / "scene"
             (scene / "images").mkdir(parents=True)
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            with Progress(*columns, transient=True) as progress:
+            with progress_bar(transient=True) as progress:
                 _copy_reduced(photographs, options, scene / "images", progress)
                 model = _reconstruct(scene / "images", Path(temporary), options, progress)
             registered = {model.image(number).name for number in model.reg_image_ids()}
@@ -79,7 +80,7 @@ def estimate(options: EstimateCameras) -> tuple[int, int, int]:
             found = colmap_to_json(sparse, scene)
             os.rename(scene, output)
     except OSError as error:
-        raise UserError(f"{options.output} (--output) cannot be written: {error.strerror or error}.") from error
+        raise unwritable(options.output, error, "--output") from error
     return len(photographs), found, model.num_points3D()
 
 
@@ -132,10 +133,8 @@ def _reconstruct(
     return max(models.values(), key=lambda model: model.num_reg_images())
 
 
-@exit_on_user_error()
-def main() -> None:
-    """Command line."""
-    options = tyro.cli(EstimateCameras, description=__doc__)
+def main(options: EstimateCameras) -> None:
+    """Find the cameras, write the scene and say how many were found."""
     photographs, found, points = estimate(options)
     Console().print(
         f"Found {found} of {photographs} cameras, and {points} points. Wrote {options.output}",
@@ -145,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

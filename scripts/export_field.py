@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 
-from lrf_nerfstudio.utils.errors import exit_on_user_error
+from lrf_nerfstudio.utils.cli import run
 
 
 @dataclass
@@ -18,19 +17,19 @@ class ExportField:
     output_path: Path = Path("field.safetensors")
     """Where to write the field."""
 
-    @exit_on_user_error()
-    def main(self) -> None:
-        """Write the file and say what is in it."""
-        from nerfstudio.utils.eval_utils import eval_setup
 
-        _, pipeline, _, _ = eval_setup(self.load_config, test_mode="inference")
-        parsed = pipeline.datamanager.train_dataparser_outputs
-        field = pipeline.model.to_field(parsed.dataparser_transform, parsed.dataparser_scale)
-        field.save(self.output_path)
-        count, bases, channels = field.features.shape
-        print(f"{self.output_path}: {count} Gaussians, {channels} channels, {bases} harmonics, VAE {field.vae_source}")
+@torch.no_grad()
+def main(options: ExportField) -> None:
+    """Write the file and say what is in it."""
+    from nerfstudio.utils.eval_utils import eval_setup
+
+    _, pipeline, _, _ = eval_setup(options.load_config, test_mode="inference")
+    parsed = pipeline.datamanager.train_dataparser_outputs
+    field = pipeline.model.to_field(parsed.dataparser_transform, parsed.dataparser_scale)
+    field.save(options.output_path)
+    count, bases, channels = field.features.shape
+    print(f"{options.output_path}: {count} Gaussians, {channels} channels, {bases} harmonics, VAE {field.vae_source}")
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
-    tyro.cli(ExportField).main()
+    run(main)

@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lrf_nerfstudio.correspondence import CorrespondenceConfig, find_correspondences, load_scene
 from lrf_nerfstudio.evaluation.latents import measure_scene
 from lrf_nerfstudio.evaluation.names import named, scene_names
 from lrf_nerfstudio.evaluation.spectra import spectrum_figure
-from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
-from lrf_nerfstudio.utils.files import replacing, write_atomically
+from lrf_nerfstudio.utils.cli import run
+from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.files import make_folder, replacing, write_atomically
+from lrf_nerfstudio.utils.progress import progress_bar
 from lrf_nerfstudio.vae import VAEConfig
 
 
@@ -47,7 +47,7 @@ class MeasureLatents:
     VAE, which is then measured too."""
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     """Device to encode and decode on."""
-    correspondences: CorrespondenceConfig = field(default_factory=CorrespondenceConfig)
+    correspondence: CorrespondenceConfig = field(default_factory=CorrespondenceConfig)
     """Where correspondences come from."""
 
 
@@ -63,28 +63,21 @@ def measure(config: MeasureLatents) -> list[dict[str, Any]]:
     names = scene_names(config.scenes)
     vaes = {name: VAEConfig(source).setup(config.device) for name, source in sources.items()}
     scenes = [
-        find_correspondences(load_scene(folder, config.downscale_factor), config.correspondences)
+        find_correspondences(load_scene(folder, config.downscale_factor), config.correspondence)
         for folder in config.scenes
     ]
-    try:
-        config.output.mkdir(parents=True, exist_ok=True)  # now rather than after an hour
-    except OSError as error:
-        raise UserError(f"The folder {config.output} (--output) cannot be made: {error.strerror}.") from error
+    make_folder(config.output, "--output")  # now rather than after an hour
     rows = []
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn()) as progress:
+    with progress_bar() as progress:
         task = progress.add_task("", total=len(vaes) * sum(len(scene.scene.views) for scene in scenes))
         for scene, correspondences in zip(names, scenes, strict=True):
             progress.update(task, description=scene)
             measures = measure_scene(correspondences, vaes, reference, lambda: progress.advance(task))
             rows += [{"vae": name, "scene": scene, **asdict(of_vae)} for name, of_vae in measures.items()]
     spectra = {scene: {row["vae"]: row["spectrum"] for row in rows if row["scene"] == scene} for scene in names}
-    try:
-        write_atomically(config.output / "measures.json", (json.dumps(rows, indent=2) + "\n").encode())
-        with replacing(config.output / "spectrum.png") as stream:
-            spectrum_figure(spectra).savefig(stream, dpi=150, format="png")
-    except OSError as error:
-        raise UserError(f"{config.output} (--output) cannot be written to: {error.strerror or error}.") from error
+    write_atomically(config.output / "measures.json", (json.dumps(rows, indent=2) + "\n").encode(), "--output")
+    with replacing(config.output / "spectrum.png", "--output") as stream:
+        spectrum_figure(spectra).savefig(stream, dpi=150, format="png")
     return rows
 
 
@@ -112,11 +105,10 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     return result
 
 
-@exit_on_user_error()
-def main() -> None:
-    """Command line."""
-    Console().print(table(measure(tyro.cli(MeasureLatents, description=__doc__))))
+def main(options: MeasureLatents) -> None:
+    """Measure, and print the table."""
+    Console().print(table(measure(options)))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,11 +10,11 @@ Example: `python scripts/set_vae.py --load-config outputs/fox/latent-splatfacto/
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 import yaml
 from rich.console import Console
 
-from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.utils.cli import run
+from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import write_atomically
 from lrf_nerfstudio.vae import VAEConfig
 
@@ -57,18 +57,14 @@ def set_vae(options: SetVAE) -> Path:
         )
     config.pipeline.vae.source = source
     output = options.output_path or options.load_config.with_name(f"config-{Path(source).name}.yml")
-    try:
-        write_atomically(output, yaml.dump(config).encode())
-    except OSError as error:
-        raise UserError(f"{output} (--output-path) cannot be written: {error.strerror or error}.") from error
+    write_atomically(output, yaml.dump(config).encode(), "--output-path")
     return output
 
 
-@exit_on_user_error()
-def main() -> None:
-    """Command line."""
-    Console().print(f"Wrote {set_vae(tyro.cli(SetVAE, description=__doc__))}", markup=False, soft_wrap=True)
+def main(options: SetVAE) -> None:
+    """Write the configuration and say where it is."""
+    Console().print(f"Wrote {set_vae(options)}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

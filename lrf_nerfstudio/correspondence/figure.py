@@ -58,11 +58,8 @@ def draw_matches(correspondences: SceneCorrespondences, pair: int, output: Path,
         axes.scatter(side[:, 0], side[:, 1], s=16, c=colours, edgecolors="black", linewidths=0.3)
     axes.set_xlim(0, canvas.shape[1])
     axes.set_ylim(HEIGHT, 0)
-    try:
-        with replacing(Path(output)) as stream:
-            FigureCanvasAgg(figure).print_png(stream)
-    except OSError as error:
-        raise UserError(f"The figure {output} cannot be written: {error.strerror}.") from error
+    with replacing(Path(output)) as stream:
+        FigureCanvasAgg(figure).print_png(stream)
 
 
 def spread_out(points: np.ndarray, count: int) -> np.ndarray:

@@ -96,7 +96,11 @@ class LatentField:
             )
 
     def save(self, path: Path) -> None:
-        """Write the field as a safetensors file, complete or not at all."""
+        """Write the field as a safetensors file, complete or not at all.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
         from safetensors.torch import save
 
         tensors = {name: getattr(self, name) for name in (*GAUSSIANS, "background", "scene_transform")}
@@ -113,10 +117,7 @@ class LatentField:
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             {"format": FORMAT, "field": json.dumps(description)},
         )
-        try:
-            write_atomically(path, content)
-        except OSError as error:
-            raise UserError(f"The field could not be written to {path}: {error}.") from error
+        write_atomically(path, content, option="--output-path")
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu") -> "LatentField":

@@ -7,13 +7,9 @@ Example:
     >>> images = vae.decode(latents, height=473, width=265)  # [B, 473, 265, 3]  # doctest: +SKIP
 """
 
-import copy
 import hashlib
 import itertools
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.files import write_atomically
 from lrf_nerfstudio.vae.grid import apply_tiled, latent_size, pad_to_multiple, unpad
 
 if TYPE_CHECKING:
@@ -131,24 +128,25 @@ class VAE(nn.Module):
         return vae.to(device).eval().requires_grad_(False)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-        """Writes the autoencoder as a diffusers folder that can be a `source`.
+        """Write the autoencoder as a diffusers folder that can be a `source`.
 
         Args:
             folder: where to. The two files of an older autoencoder there are replaced; others stay.
             dtype: precision on disk.
+
+        Raises:
+            UserError: the folder cannot be written to, or the disk is full.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".vae-", dir=folder.parent))
-        try:
-            copy.deepcopy(self).to(dtype).autoencoder.save_pretrained(temporary, safe_serialization=True)
-            config = json.loads((temporary / "config.json").read_text())
-            config.pop("_name_or_path", None)  # where this machine loaded it from is nobody else's business
-            (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-            for file in temporary.iterdir():
-                shutil.copymode(temporary / "config.json", file)  # safetensors makes files for their owner alone
-                os.replace(file, folder / file.name)
-        finally:
-            shutil.rmtree(temporary)
+        from safetensors.torch import save
+
+        weights = {
+            name: weight.detach().to("cpu", dtype if weight.is_floating_point() else None).contiguous()
+            for name, weight in self.autoencoder.state_dict().items()
+        }
+        config = json.loads(self.autoencoder.to_json_string())
+        config.pop("_name_or_path", None)  # where this machine loaded it from is nobody else's business
+        write_atomically(folder / "diffusion_pytorch_model.safetensors", save(weights, {"format": "pt"}), "--output")
+        write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode(), "--output")
 
     def require_grad_of_decoder(self) -> None:
         """Makes the decoder trainable, and what is applied to latents before it; freezes the encoder."""

@@ -225,7 +225,7 @@ def test_a_damaged_file_of_the_cache_is_replaced(tmp_path, matched_once, damage)
     (file,) = (tmp_path / "cache").iterdir()
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
-    with pytest.warns(UserWarning, match=r"is damaged .* matched again"):
+    with pytest.warns(UserWarning, match=r"is damaged .* computed again"):
         assert_same(find_correspondences(scene, features_config(tmp_path / "cache")), found)
     assert [*(tmp_path / "cache").iterdir()] == [file] and file.read_bytes() == whole
     with warnings.catch_warnings():
@@ -235,7 +235,7 @@ def test_a_damaged_file_of_the_cache_is_replaced(tmp_path, matched_once, damage)
 
 def test_a_cache_that_cannot_be_written(tmp_path, stereo):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UserError, match=r"cannot be stored in .*cache: .* set cache_dir"):
+    with pytest.raises(UserError, match=r"cache/.* could not be written: .*\(--correspondence.cache-dir\)"):
         find_correspondences(load_scene(stereo), features_config(tmp_path / "cache"))
 
 
@@ -310,7 +310,7 @@ def test_the_figure_shows_both_photographs_and_the_matches(tmp_path, known):
     with pytest.raises(UserError, match=r"view_1.png cannot be read"):
         draw_matches(found, 0, tmp_path / "lines.png")
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match=r"pair\.png could not be written"):
         draw_matches(found, 1, tmp_path / "file" / "pair.png")
 
 

@@ -313,7 +313,7 @@ def open3d_problem() -> str | None:
 def test_the_exported_field_renders_what_the_model_does(trained, pipeline, tmp_path):
     import export_field
 
-    export_field.ExportField(load_config=trained.config, output_path=tmp_path / "field.safetensors").main()
+    export_field.main(export_field.ExportField(trained.config, tmp_path / "field.safetensors"))
     field = LatentField.load(tmp_path / "field.safetensors")
     field.check_vae(pipeline.model.vae)
     camera = pipeline.datamanager.eval_dataset.cameras[1:2]

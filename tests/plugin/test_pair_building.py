@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from lrf_nerfstudio.plugin.pair_building import CONTACT_SHEET, PairConfig, build
 from lrf_nerfstudio.training.data.scene_pairs import INDEX, ScenePairs, read_pairs
 from lrf_nerfstudio.training.loop import FineTuner
 from lrf_nerfstudio.training.stage3 import Stage3, Stage3Config
+from lrf_nerfstudio.utils.cli import run
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAE, VAEConfig
 
@@ -142,18 +142,17 @@ def test_photographs_of_many_sizes_with_distortion(vae, tmp_path):
     assert len({(view.height, view.width) for view in pairs.views}) == 2
 
 
-def run_script(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["build_stage3_pairs.py", *map(str, arguments)])
-    build_stage3_pairs.main()
+def run_script(*arguments: object) -> None:
+    run(build_stage3_pairs.main, [*map(str, arguments)])
 
 
-def test_a_scene_that_fails_is_reported_and_the_others_go_on(floor_scene, tiny_vae, tmp_path, monkeypatch, capsys):
+def test_a_scene_that_fails_is_reported_and_the_others_go_on(floor_scene, tiny_vae, tmp_path, capsys):
     broken, other = write_scene(tmp_path / "broken"), write_scene(tmp_path / "other")
     (broken / "images" / "003.png").write_bytes(b"no image")
     single = write_scene(tmp_path / "single", views=1)
     arguments = ["--vae", tiny_vae, "--output", tmp_path / "pairs", "--steps", 3, "--scenes"]
     with pytest.raises(SystemExit) as stopped:
-        run_script(monkeypatch, *arguments, broken, single, floor_scene, tmp_path / "nowhere", other)
+        run_script(*arguments, broken, single, floor_scene, tmp_path / "nowhere", other)
     assert stopped.value.code == 1
     said = capsys.readouterr()
     assert (
@@ -165,11 +164,11 @@ def test_a_scene_that_fails_is_reported_and_the_others_go_on(floor_scene, tiny_v
 
     write_scene(tmp_path / "mended")
     shutil.copytree(tmp_path / "mended" / "images", broken / "images", dirs_exist_ok=True)
-    run_script(monkeypatch, *arguments, broken, floor_scene, other)
+    run_script(*arguments, broken, floor_scene, other)
     assert (tmp_path / "pairs" / "broken" / INDEX).exists()
 
 
-def test_processes_share_the_scenes(tmp_path, tiny_vae, monkeypatch, capsys):
+def test_processes_share_the_scenes(tmp_path, tiny_vae, capsys):
     scenes = [tmp_path / name for name in "abcde"]
     shards = []
     for index in range(2):
@@ -183,7 +182,7 @@ def test_processes_share_the_scenes(tmp_path, tiny_vae, monkeypatch, capsys):
         (("--scenes", "a", "--vae", "no-such-vae"), "no-such-vae"),
     ):
         with pytest.raises(SystemExit):
-            run_script(monkeypatch, *arguments, "--output", tmp_path / "pairs")
+            run_script(*arguments, "--output", tmp_path / "pairs")
         assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "pairs").exists()
 

@@ -1,7 +1,6 @@
 """The script that compares VAEs by the fields in their latent spaces, from the command line to its files."""
 
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tiny_vaes import make_vae
 from lrf_nerfstudio.evaluation.decoding import decoding_figure, decoding_table, with_means
 from lrf_nerfstudio.plugin.fitting import FieldFit
 from lrf_nerfstudio.training.data.scene_pairs import ScenePairs
+from lrf_nerfstudio.utils import cli
 from lrf_nerfstudio.vae import VAEConfig
 
 
@@ -34,9 +34,8 @@ def vaes(tiny_vae, tmp_path_factory) -> list[str]:
     return [f"first={tiny_vae}", f"tuned={folder / 'tuned'}", f"other={make_vae(folder / 'other', seed=1)}"]
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["compare_vaes.py", *map(str, arguments)])
-    compare_vaes.main()
+def run(*arguments: object) -> None:
+    cli.run(compare_vaes.main, [*map(str, arguments)])
 
 
 def test_a_row_for_each_vae_and_scene_and_a_field_for_each_encoder(scenes, vaes, tmp_path, monkeypatch, capsys):
@@ -45,9 +44,9 @@ def test_a_row_for_each_vae_and_scene_and_a_field_for_each_encoder(scenes, vaes,
     monkeypatch.setenv("COLUMNS", "200")
     output = tmp_path / "comparison"
     arguments = ["--vae", *vaes, "--output", output, "--steps", 5, "--scenes"]
-    run(monkeypatch, *arguments, scenes[0])
+    run(*arguments, scenes[0])
     assert fits == ["wide"] * 2  # the first two VAEs have the same encoder
-    run(monkeypatch, *arguments, *scenes)
+    run(*arguments, *scenes)
     assert fits == ["wide"] * 2 + ["high"] * 2
     rows = json.loads((output / "table.json").read_text())
     assert [(row["scene"], row["vae"]) for row in rows] == [
@@ -79,13 +78,13 @@ def test_a_row_for_each_vae_and_scene_and_a_field_for_each_encoder(scenes, vaes,
 
     # A second run computes nothing.
     monkeypatch.setattr(compare_vaes, "measure_decoding", None)
-    run(monkeypatch, *arguments, *scenes)
+    run(*arguments, *scenes)
     assert len(fits) == 4 and json.loads((output / "table.json").read_text()) == rows
 
 
-def test_metrics_are_those_of_ns_eval(scenes, vaes, tmp_path, monkeypatch, forked):
+def test_metrics_are_those_of_ns_eval(scenes, vaes, tmp_path, forked):
     source = vaes[0].partition("=")[2]
-    run(monkeypatch, "--vae", source, "--output", tmp_path, "--steps", 5, "--scenes", scenes[0])
+    run("--vae", source, "--output", tmp_path, "--steps", 5, "--scenes", scenes[0])
     (row,) = json.loads((tmp_path / "table.json").read_text())
     assert row["vae"] == source
     (config,) = tmp_path.glob("fields/*/wide/field/latent-splatfacto/run/config.yml")
@@ -94,18 +93,18 @@ def test_metrics_are_those_of_ns_eval(scenes, vaes, tmp_path, monkeypatch, forke
     assert row["novel"] == {name: pytest.approx(expected[name], rel=1e-4) for name in row["novel"]}
 
 
-def test_scenes_that_fail_are_left_out_and_named(scenes, vaes, tmp_path, monkeypatch, capsys):
+def test_scenes_that_fail_are_left_out_and_named(scenes, vaes, tmp_path, capsys):
     broken = write_scene(tmp_path / "broken")
     (broken / "images" / "003.png").unlink()
     with pytest.raises(SystemExit) as stopped:
-        run(monkeypatch, "--vae", *vaes[:2], "--output", tmp_path / "out", "--steps", 2, "--scenes", broken, scenes[0])
+        run("--vae", *vaes[:2], "--output", tmp_path / "out", "--steps", 2, "--scenes", broken, scenes[0])
     assert stopped.value.code == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "003.png" in said and "above, to: broken." in said and "Traceback" not in said
     assert {row["scene"] for row in json.loads((tmp_path / "out" / "table.json").read_text())} == {"wide"}
 
 
-def test_mistakes_are_named(scenes, vaes, tmp_path, monkeypatch, capsys):
+def test_mistakes_are_named(scenes, vaes, tmp_path, capsys):
     for arguments, message in (
         (("--vae", vaes[0]), "one or more each"),
         (("--scenes", scenes[0]), "one or more each"),
@@ -114,7 +113,7 @@ def test_mistakes_are_named(scenes, vaes, tmp_path, monkeypatch, capsys):
         (("--scenes", scenes[0], "--vae", "no-such-vae"), "no-such-vae"),
     ):
         with pytest.raises(SystemExit):
-            run(monkeypatch, *arguments, "--output", tmp_path / "out")
+            run(*arguments, "--output", tmp_path / "out")
         assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
 
@@ -136,12 +135,12 @@ def test_table_and_means():
     ]
 
 
-def test_rgb_is_splatted_at_full_resolution_and_costs_are_told(scenes, vaes, tmp_path, monkeypatch):
+def test_rgb_is_splatted_at_full_resolution_and_costs_are_told(scenes, vaes, tmp_path):
     start = time.perf_counter()
     arguments = ["--output", tmp_path, "--steps", 20, "--scenes", scenes[0], "--vae", vaes[0]]
-    run(monkeypatch, *arguments)
+    run(*arguments)
     assert "recoded" not in (tmp_path / "table.md").read_text()  # there is no field in RGB yet
-    run(monkeypatch, *arguments, "rgb")
+    run(*arguments, "rgb")
     elapsed = time.perf_counter() - start
     latent, rgb = json.loads((tmp_path / "table.json").read_text())
     assert rgb["novel"]["ceiling_psnr"] > 100 > latent["novel"]["ceiling_psnr"]

@@ -13,6 +13,7 @@ from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 
+from lrf_nerfstudio.utils.cli import run
 from lrf_nerfstudio.utils.errors import UserError
 
 SIZE = (240, 320)
@@ -50,11 +51,10 @@ def photographs(tmp_path_factory) -> tuple[Path, list[np.ndarray]]:
     return folder, cameras
 
 
-def test_cameras_are_the_true_ones(photographs, tmp_path, monkeypatch, capsys):
+def test_cameras_are_the_true_ones(photographs, tmp_path, capsys):
     folder, cameras = photographs
     output = tmp_path / "scene"
-    monkeypatch.setattr("sys.argv", ["x", "--images", str(folder), "--output", str(output), "--threads", "1"])
-    estimate_cameras.main()
+    run(estimate_cameras.main, ["--images", str(folder), "--output", str(output), "--threads", "1"])
     assert "Found 10 of 11 cameras" in capsys.readouterr().out
     poses, meta = read_poses(output)
     assert sorted(poses) == [f"frame_{number:05d}.png" for number in range(1, 11)]
@@ -96,7 +96,7 @@ def test_what_stops_it_leaves_nothing(photographs, tmp_path):
         (tmp_path / "empty", "out", "no photographs"),
         (tmp_path / "damaged", "out", "a.jpg is not a readable image"),
         (photographs[0], "unrelated", "there already"),
-        (photographs[0], "file/out", "cannot be written"),
+        (photographs[0], "file/out", "could not be written"),
     ):
         with pytest.raises(UserError, match=message):
             estimate(EstimateCameras(images, tmp_path / output, threads=1))

@@ -1,7 +1,6 @@
 """The script that measures VAEs on scenes, from the command line to its files."""
 
 import json
-import sys
 from pathlib import Path
 
 import measure_latents
@@ -11,6 +10,7 @@ import torch
 from averaging_vae import averaging_vae
 from PIL import Image
 
+from lrf_nerfstudio.utils import cli
 from lrf_nerfstudio.vae import VAEConfig
 
 KEYS = [
@@ -49,9 +49,8 @@ def vaes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(folder / "seed0"), str(folder / "seed1")]
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["measure_latents.py", *map(str, arguments)])
-    measure_latents.main()
+def run(*arguments: object) -> None:
+    cli.run(measure_latents.main, [*map(str, arguments)])
 
 
 def read(folder: Path) -> list[dict]:
@@ -73,7 +72,7 @@ def test_a_row_for_each_vae_and_scene(
 ) -> None:
     output = tmp_path / "new" / "measures"
     monkeypatch.setenv("COLUMNS", "120")
-    run(monkeypatch, "--scenes", demo_scene, "--vae", f"first={vaes[0]}", vaes[1], "--output", output)
+    run("--scenes", demo_scene, "--vae", f"first={vaes[0]}", vaes[1], "--output", output)
     rows = read(output)
     assert [list(row) for row in rows] == [KEYS] * 2
     assert [(row["vae"], row["scene"]) for row in rows] == [("first", "scene"), (vaes[1], "scene")]
@@ -91,14 +90,12 @@ def test_a_row_for_each_vae_and_scene(
     assert "PSNR" in printed and f"{rows[0]['reconstruction_psnr']:.2f}" in printed
 
 
-def test_another_reference_is_measured_too(
-    demo_scene: Path, vaes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_reference_is_measured_too(demo_scene: Path, vaes: list[str], tmp_path: Path) -> None:
     scene = ("--scenes", demo_scene, "--output", tmp_path / "out", "--vae")
-    run(monkeypatch, *scene, vaes[0], vaes[1], "--reference", vaes[1])
+    run(*scene, vaes[0], vaes[1], "--reference", vaes[1])
     first = read(tmp_path / "out")
     assert [row["vae"] for row in first] == vaes and first[1]["latent_drift"] == 0 < first[0]["latent_drift"]
-    run(monkeypatch, *scene, vaes[0], "--reference", vaes[1])
+    run(*scene, vaes[0], "--reference", vaes[1])
     second = read(tmp_path / "out")  # replaces the first
     assert {row["vae"]: row for row in second} == {row["vae"]: row for row in first}
 
@@ -124,7 +121,7 @@ def test_mistakes_are_named_and_end_with_status_1(
 
     def fails_with(message: str, *arguments: object) -> None:
         with pytest.raises(SystemExit) as stopped:
-            run(monkeypatch, *arguments)
+            run(*arguments)
         assert stopped.value.code == 1
         assert message in " ".join(capsys.readouterr().err.split())
 
@@ -154,11 +151,11 @@ def test_mistakes_are_named_and_end_with_status_1(
 
 
 @pytest.mark.realdata
-def test_taesd_on_photographs(real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_taesd_on_photographs(real_data: Path, tmp_path: Path) -> None:
     """Half-size photographs of a real scene, correspondences from its structure-from-motion model."""
     scene, taesd = real_data / "scenes" / "banana", real_data / "weights" / "taesd"
     options = ("--downscale-factor", 2, "--device", "cpu")
-    run(monkeypatch, "--scenes", scene, "--vae", f"taesd={taesd}", "--output", tmp_path / "out", *options)
+    run("--scenes", scene, "--vae", f"taesd={taesd}", "--output", tmp_path / "out", *options)
     (row,) = read(tmp_path / "out")
     assert (row["vae"], row["scene"], row["images"]) == ("taesd", "banana", 14)
     assert row["correspondences"] > 1000

@@ -1,0 +1,36 @@
+"""How every script starts: options from the command line, one message for what the user can mend.
+
+A script's `main` takes its options, a dataclass whose fields are the command's, and the module ends in two lines:
+
+    if __name__ == "__main__":
+        run(main)
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar, get_type_hints
+
+import tyro
+
+from lrf_nerfstudio.utils.errors import exit_on_user_error
+
+_Options = TypeVar("_Options")
+
+
+def run(main: Callable[[_Options], None], arguments: Sequence[str] | None = None) -> None:
+    """Call a script's `main` with the options of the command line.
+
+    The options' type is that of the only parameter of `main`; `--help` begins with the docstring of its module.
+
+    Args:
+        main: the script's function.
+        arguments: the command line without the program's name; None stands for that of the process.
+
+    Raises:
+        SystemExit: with status 1 where `main` raises a UserError, after its message; with 2 for wrong options.
+    """
+    (parameter,) = inspect.signature(main).parameters
+    options_type: type[_Options] = get_type_hints(main)[parameter]
+    with exit_on_user_error():
+        main(tyro.cli(options_type, description=sys.modules[main.__module__].__doc__, args=arguments))
