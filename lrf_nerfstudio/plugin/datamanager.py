@@ -14,7 +14,6 @@ from nerfstudio.data.datamanagers.base_datamanager import DataManager, VanillaDa
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
-from rich.progress import track
 from torch import Tensor
 from tyro.conf import Suppress
 
@@ -23,6 +22,7 @@ from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.dataparser import parse, setup_dataparser
 from lrf_nerfstudio.plugin.dataset import PinholeDataset
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.progress import track
 from lrf_nerfstudio.vae import VAE, LatentCache, downsample_mask
 
 
@@ -151,7 +151,7 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         ]
         views = [
             [self._training_view(index, of_cut[index], *cut) for cut, of_cut in zip(cuts, cameras, strict=True)]
-            for index in track(range(len(dataset)), description="Encoding the training views", transient=True)
+            for index in track(range(len(dataset)), "Encoding the training views")
         ]
         self._shifted_views = [list(of_shift) for of_shift in zip(*views, strict=True)]
 

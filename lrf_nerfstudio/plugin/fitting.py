@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.utils import profiler, writer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lrf_nerfstudio.plugin.method import latent_splatfacto
 from lrf_nerfstudio.plugin.pipeline import LatentPipeline
 from lrf_nerfstudio.plugin.trainer import LatentTrainer, LatentTrainerConfig
 from lrf_nerfstudio.utils.memory import peak_memory, reset_peak_memory
+from lrf_nerfstudio.utils.progress import progress_bar
 
 
 @dataclass
@@ -103,8 +103,7 @@ class FieldFit:
         if self.steps in snapshots:
             take_now()
         if self.steps < total:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
+            with progress_bar(transient=True) as progress:
                 task = progress.add_task("Fitting", total=total, completed=self.steps)
                 location = TrainingCallbackLocation.AFTER_TRAIN_ITERATION
                 self.trainer.callbacks.append(TrainingCallback([location], after))

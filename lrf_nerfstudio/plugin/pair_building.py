@@ -18,7 +18,7 @@ from lrf_nerfstudio.plugin.fitting import FieldFit, FittingConfig
 from lrf_nerfstudio.plugin.pipeline import LatentPipeline
 from lrf_nerfstudio.training.data.scene_pairs import INDEX, VIEWS_PER_FILE, Kind, PairView, ScenePairs, check_options
 from lrf_nerfstudio.utils.errors import UserError
-from lrf_nerfstudio.utils.files import replacing
+from lrf_nerfstudio.utils.files import make_folder, replacing
 from lrf_nerfstudio.vae import VAE
 
 CONTACT_SHEET = "contact_sheet.png"
@@ -62,10 +62,7 @@ def build_scenes(scenes: Sequence[Path], vae: VAE, output: Path, config: PairCon
     """
     if config.steps < 1 or any(not 0 < steps < config.steps for steps in config.snapshots):
         raise UserError(f"--snapshots must lie between 0 and --steps, which is {config.steps} and must be positive.")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"The folder {output} (--output) cannot be made: {error.strerror}.") from error
+    make_folder(output, "--output")
     console, results = Console(), list[ScenePairs | None]()
     for number, scene in enumerate(scenes, start=1):
         console.print(f"Scene {number} of {len(scenes)}: {scene}", markup=False, soft_wrap=True)
@@ -188,8 +185,5 @@ def save_rows(rows: Sequence[Tensor], file: Path) -> None:
     """
     width = max(row.shape[2] for row in rows)
     padded = [torch.nn.functional.pad(row, (0, width - row.shape[2], 0, 4), value=1.0) for row in rows]
-    try:
-        with replacing(file) as stream:
-            save_image(torch.cat(padded, dim=1), stream, format="png")
-    except OSError as error:
-        raise UserError(f"The picture {file} cannot be written: {error.strerror or error}.") from error
+    with replacing(file) as stream:
+        save_image(torch.cat(padded, dim=1), stream, format="png")

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from nerfstudio.pipelines.base_pipeline import Pipeline, VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils import profiler
-from rich.progress import track
 from torch import Tensor
 from torchvision.utils import save_image
 
@@ -17,7 +16,9 @@ from lrf_nerfstudio.field.seeding import mean_latents_at_projections
 from lrf_nerfstudio.plugin.datamanager import LatentDatamanager, LatentDatamanagerConfig
 from lrf_nerfstudio.plugin.ffmpeg import provide_ffmpeg
 from lrf_nerfstudio.plugin.model import LatentSplatfactoModel, LatentSplatfactoModelConfig
+from lrf_nerfstudio.splatting.cuda import check_gsplat
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.utils.progress import track
 from lrf_nerfstudio.vae import FieldNormalization, LinearRGB, VAEConfig, downsample_mask
 
 MAX_VIEWS_FOR_LINEAR_RGB = 16
@@ -69,6 +70,8 @@ class LatentPipeline(VanillaPipeline):
         self.world_size = world_size
         if config.device == "cpu":
             device = "cpu"
+        if torch.device(device).type == "cuda":
+            check_gsplat()
         vae = config.vae.setup(device)
         self.datamanager = config.datamanager.setup(
             device=device, test_mode=test_mode, world_size=world_size, local_rank=local_rank, vae=vae
@@ -191,7 +194,7 @@ class LatentPipeline(VanillaPipeline):
         views = self.datamanager.fixed_indices_eval_dataloader
         self.model.render(views[0][0])  # compile and warm up, so that the times are those of any later view
         collected: dict[str, list[float]] = {}
-        for index in track(range(len(views)), description="Evaluating the held-out views", transient=True):
+        for index in track(range(len(views)), "Evaluating the held-out views"):
             camera, batch = views[index]
             metrics, images = self.model.get_image_metrics_and_images(self.model.render(camera), batch)
             for name, value in metrics.items():

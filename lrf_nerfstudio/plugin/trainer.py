@@ -19,6 +19,7 @@ from lrf_nerfstudio.plugin.optimizers import RunLengthDecayConfig
 from lrf_nerfstudio.plugin.pipeline import LatentPipelineConfig
 from lrf_nerfstudio.plugin.viewer import PictureClock
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.utils.files import replacing
 
 
 @dataclass
@@ -140,15 +141,13 @@ class LatentTrainer(Trainer):
     @check_main_thread
     @exit_on_user_error()
     def save_checkpoint(self, step: int) -> None:
-        """Write the checkpoint under a temporary name, rename it, and only then delete the older ones.
+        """Write the checkpoint, complete or not at all, and only then delete the older ones.
 
         Raises:
             UserError: the file cannot be written, because the disk is full, for example. The older checkpoint stays.
         """
         self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
-        # Not inside the checkpoint directory: nerfstudio takes every file there for a checkpoint.
-        temporary = self.base_dir / f".{path.name}.{os.getpid()}.tmp"
         state = {
             "step": step,
             "pipeline": self.pipeline.state_dict(),
@@ -158,18 +157,12 @@ class LatentTrainer(Trainer):
             "rng": {"cpu": torch.get_rng_state()}
             | ({} if self.device == "cpu" else {"cuda": torch.cuda.get_rng_state(self.device)}),
         }
-        try:
-            with temporary.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except (OSError, RuntimeError) as error:  # torch reports a failed write as a RuntimeError
-            temporary.unlink(missing_ok=True)
-            raise UserError(
-                f"The checkpoint of step {step} could not be written to {self.checkpoint_dir}: {error}. The last good "
-                "checkpoint is still there: free some space or choose another --output-dir, and resume with --load-dir."
-            ) from error
+        # First outside of the checkpoint directory: nerfstudio takes every file there for a checkpoint.
+        staged = self.base_dir / path.name
+        hint = f"The last good checkpoint is still in {self.checkpoint_dir}: resume with --load-dir."
+        with replacing(staged, "--output-dir", hint) as stream:
+            torch.save(state, stream)
+        os.replace(staged, path)
         if self.config.save_only_latest_checkpoint:
             for older in self.checkpoint_dir.glob("step-*.ckpt"):
                 if older != path:

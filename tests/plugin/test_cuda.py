@@ -109,9 +109,7 @@ def test_a_training_step_of_other_scenes_never_waits(other_scene, tiny_vae, tmp_
 
 
 def test_mixed_precision_leaves_geometry_and_ssim_in_full_precision(floor_scene, tiny_vae, tmp_path, gpu):
-    trainer = make_trainer(
-        floor_scene, tiny_vae, tmp_path, 1000, camera_optimizer=CameraOptimizerConfig(mode="SO3xR3")
-    )
+    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, 1000, camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"))
     trainer.mixed_precision = True
     place_trainer(gpu, trainer)
     take_step(trainer, 0)
@@ -182,7 +180,7 @@ def test_a_gpu_without_gsplats_code_is_told_before_anything_is_read(floor_scene,
 
 
 def test_a_scene_can_be_kept_off_the_gpu(floor_scene, tiny_vae, tmp_path):
-    """nerfstudio's commands ask for CUDA wherever they see it."""
+    """Nerfstudio's commands ask for CUDA wherever they see it."""
     config = make_config(floor_scene, tiny_vae, tmp_path)
     config.pipeline.device = "cpu"
     assert config.pipeline.setup(device="cuda", test_mode="test").device == torch.device("cpu")
