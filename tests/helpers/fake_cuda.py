@@ -169,6 +169,7 @@ def _propagate(
         if gradient is not None:
             expected = node._input_metadata[position]
             assert gradient.device == expected.device, f"{node.name()}: {gradient.device} for {expected.device}"
+            gradient = gradient.sum_to_size(expected.shape)  # as the engine does where an operand was broadcast
             present = slots[position]
             slots[position] = gradient if present is None else present + gradient
 
