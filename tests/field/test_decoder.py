@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fake_cuda import fake_cuda
-from gaussian_scenes import random_scene
+from gaussian_scenes import arguments, random_scene
 
 from lrf_nerfstudio.field.decoder import (
     DENSITY,
@@ -18,7 +18,7 @@ from lrf_nerfstudio.field.decoder import (
     windows,
 )
 from lrf_nerfstudio.field.similarity import picture_similarity
-from lrf_nerfstudio.splatting import rasterize
+from lrf_nerfstudio.splatting import RasterSettings, rasterize
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import read_tensors, write_tensors
 from lrf_nerfstudio.vae import FieldNormalization, LinearRGB
@@ -61,18 +61,12 @@ def test_it_starts_from_the_linear_map_of_the_latents(channels, factor):
 def test_the_mean_of_dense_cells_is_the_coarse_grid():
     """A field rendered densely, with the dilation that is the same in pixels, and averaged: the coarse render."""
     scene = {name: value.float() for name, value in random_scene(n=10, width=32, height=24).items()}
-    viewmats, K = scene.pop("viewmats"), scene.pop("Ks")[0]
+    gaussians, viewmats, Ks = arguments(scene)
 
     def rendered(cells: int) -> torch.Tensor:
-        return rasterize(
-            **scene,
-            viewmats=viewmats,
-            Ks=torch.cat([K[:2] * cells, K[2:]])[None],
-            width=32 * cells,
-            height=24 * cells,
-            eps2d=0.1 * cells**2,
-            render_depth=False,
-        )[0][0]
+        settings = RasterSettings(32 * cells, 24 * cells, eps2d=0.1 * cells**2, render_depth=False)
+        scaled = torch.cat([Ks[:, :2] * cells, Ks[:, 2:]], dim=1)
+        return rasterize(gaussians, viewmats, scaled, settings).features[0]
 
     coarse = rendered(1)
     assert coarse.std() > 0.3  # there is something to be seen
