@@ -11,7 +11,7 @@ from lrf_nerfstudio.plugin.pipeline import LatentPipeline
 from lrf_nerfstudio.plugin.trainer import LatentTrainer
 
 
-def make_config(scene: Path, vae: Path, output: Path, **options: Any) -> TrainerConfig:
+def make_config(scene: Path, vae: Path, output: Path, device: str = "cpu", **options: Any) -> TrainerConfig:
     """The method's configuration for a scene; `options` of the model by their name, others by a path with `__`.
 
     Example: `make_config(scene, vae, output, sh_degree=0, datamanager__camera_res_scale_factor=0.5)`.
@@ -20,7 +20,7 @@ def make_config(scene: Path, vae: Path, output: Path, **options: Any) -> Trainer
     config.pipeline.datamanager.data = config.data = scene
     config.pipeline.vae.source = str(vae)
     config.output_dir, config.timestamp, config.vis = output, "run", "tensorboard"
-    config.machine.device_type = "cpu"
+    config.machine.device_type = device
     for name, value in options.items():
         owner, _, attribute = f"model__{name}".rpartition("model__")[2].rpartition("__")
         target = config.pipeline if owner else config.pipeline.model
@@ -31,9 +31,11 @@ def make_config(scene: Path, vae: Path, output: Path, **options: Any) -> Trainer
     return config
 
 
-def make_pipeline(scene: Path, vae: Path, test_mode: str = "val", **options: Any) -> LatentPipeline:
+def make_pipeline(
+    scene: Path, vae: Path, test_mode: str = "val", device: str = "cpu", **options: Any
+) -> LatentPipeline:
     """A pipeline as ns-train (`val`) or as ns-eval (`test`) makes it."""
-    return make_config(scene, vae, Path(), **options).pipeline.setup(device="cpu", test_mode=test_mode)
+    return make_config(scene, vae, Path(), device, **options).pipeline.setup(device=device, test_mode=test_mode)
 
 
 def make_trainer(

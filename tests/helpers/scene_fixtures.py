@@ -8,6 +8,12 @@ from tiny_scenes import Lens, write_scene
 from tiny_vaes import make_vae
 
 
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Where a test trains and renders: on the CPU and, where there is one, on the GPU."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def tiny_vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an AutoencoderTiny with random weights, 4 channels, f = 8."""
@@ -26,13 +32,13 @@ def forked(tmp_path_factory: pytest.TempPathFactory, user_cache_folder: Path) ->
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, user_cache_folder: Path) -> TrainedScene:
+def trained(tmp_path_factory: pytest.TempPathFactory, user_cache_folder: Path, device: str) -> TrainedScene:
     """17 views of 199 x 149, trained for 400 steps with the package's own autoencoder. Tests must not change it."""
     folder = tmp_path_factory.mktemp("trained")
     scene = write_scene(folder / "floor", views=17, lenses=Lens(199, 149, 180.0))
     finished = run(
         *("ns-train", "latent-splatfacto", "--data", scene, "--output-dir", folder, "--timestamp", "run"),
-        *("--max-num-iterations", 400, "--vis", "tensorboard"),
+        *("--max-num-iterations", 400, "--vis", "tensorboard", "--machine.device-type", device),
     )
     finished.check()
     return TrainedScene(scene, folder / "floor" / "latent-splatfacto" / "run", finished.output)

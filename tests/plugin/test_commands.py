@@ -121,7 +121,7 @@ def test_ns_eval(trained, tmp_path):
 def test_masks_leave_pixels_out_of_the_metrics(pipeline):
     camera, batch = pipeline.datamanager.eval_view(0)
     outputs = pipeline.model.render(camera)
-    mask = torch.zeros(149, 199, dtype=torch.bool)
+    mask = torch.zeros(149, 199, dtype=torch.bool, device=pipeline.device)
     mask[:, 50:] = True
     spoiled = dict(outputs, rgb=torch.where(mask[..., None], outputs["rgb"], 0.0))
     expected, _ = pipeline.model.get_image_metrics_and_images(outputs, {**batch, "mask": mask})
@@ -226,6 +226,12 @@ def test_other_camera_types_are_refused(trained, pipeline, tmp_path, forked):
     assert "perspective" in render_path(forked, trained, tmp_path, path, "--output-format", "images").message
 
 
+def rendered_view(pipeline: LatentPipeline, index: int) -> np.ndarray:
+    """A held-out view as commands render it, [H, W, 3]."""
+    camera = pipeline.datamanager.eval_dataset.cameras[index : index + 1]
+    return pipeline.model.get_outputs_for_camera(camera)["rgb"].cpu().numpy()
+
+
 def test_interpolate(trained, pipeline, tmp_path):
     run(
         *("ns-render", "interpolate", "--load-config", trained.config, "--output-path", tmp_path / "video.mp4"),
@@ -233,7 +239,9 @@ def test_interpolate(trained, pipeline, tmp_path):
     ).check()
     frames = read_video(tmp_path / "video.mp4")
     assert len(frames) == 2 * 4  # between three held-out views
-    rendered = pipeline.model.get_outputs_for_camera(pipeline.datamanager.eval_dataset.cameras[0:1])["rgb"].numpy()
+    rendered = (
+        pipeline.model.get_outputs_for_camera(pipeline.datamanager.eval_dataset.cameras[0:1])["rgb"].cpu().numpy()
+    )
     height, width = min(frames.shape[1], 149), min(frames.shape[2], 199)
     assert psnr(frames[0][:height, :width], rendered[:height, :width]) > 28  # but for the video's compression
 
@@ -272,7 +280,9 @@ def test_dataset(trained, pipeline, tmp_path, forked):
             assert len(list((tmp_path / split / folder).iterdir())) == count
     rendered, photograph = (read_picture(tmp_path / "test" / name / "008.png") for name in ("rgb", "gt-rgb"))
     assert rendered.shape == photograph.shape == (149, 199, 3)
-    expected = pipeline.model.get_outputs_for_camera(pipeline.datamanager.eval_dataset.cameras[1:2])["rgb"].numpy()
+    expected = (
+        pipeline.model.get_outputs_for_camera(pipeline.datamanager.eval_dataset.cameras[1:2])["rgb"].cpu().numpy()
+    )
     assert np.abs(rendered - expected).max() < 0.005
     assert np.abs(photograph - read_picture(trained.scene / "images" / "008.png")).max() < 0.005
 
@@ -320,4 +330,5 @@ def test_the_exported_field_renders_what_the_model_does(trained, pipeline, tmp_p
     latent = field.render(
         world_to_camera(camera.camera_to_worlds)[0], camera.get_intrinsics_matrices()[0], width=199, height=149
     )
-    assert torch.allclose(latent, pipeline.model.render(grid_camera(camera, 4, "cpu"))["latent"], atol=1e-4)
+    rendered = pipeline.model.render(grid_camera(camera, 4, pipeline.device))["latent"].cpu()
+    assert torch.allclose(latent.cpu(), rendered, atol=1e-4)

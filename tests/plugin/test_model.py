@@ -22,9 +22,9 @@ from lrf_nerfstudio.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def pipeline(floor_scene, tiny_vae):
+def pipeline(floor_scene, tiny_vae, device):
     """An untrained field of the floor. Tests must leave it as it is."""
-    pipeline = make_pipeline(floor_scene, tiny_vae)
+    pipeline = make_pipeline(floor_scene, tiny_vae, device=device)
     pipeline.eval()
     return pipeline
 
@@ -53,7 +53,7 @@ def view(pipeline, index: int = 0, height: int | None = None, width: int | None 
 
 def on_grid(pipeline, index: int = 0, height: int | None = None, width: int | None = None) -> GridCamera:
     """The same on the grid that the VAE decodes."""
-    return grid_camera(view(pipeline, index, height, width), 8, "cpu", index)
+    return grid_camera(view(pipeline, index, height, width), 8, pipeline.device, index)
 
 
 def field_of(model: LatentSplatfactoModel, camera: GridCamera) -> torch.Tensor:
@@ -77,8 +77,8 @@ def test_outputs_have_exactly_the_cameras_size(pipeline, height, width):
         assert 0 <= outputs[name].min() <= outputs[name].max() <= 1 + 1e-6, name
 
 
-def test_training_renders_the_latent_grid(floor_scene, tiny_vae):
-    pipeline = make_pipeline(floor_scene, tiny_vae)
+def test_training_renders_the_latent_grid(floor_scene, tiny_vae, device):
+    pipeline = make_pipeline(floor_scene, tiny_vae, device=device)
     pipeline.model.optimizers = {}
     outputs = pipeline.model(on_grid(pipeline))
     assert outputs["field"].shape == (1, 9, 13, 4)
@@ -150,7 +150,7 @@ def test_an_empty_crop_box_shows_the_background(pipeline):
 
 def encoded_color(model: LatentSplatfactoModel, rgb: list[float]) -> torch.Tensor:
     """[C], the field latent of a plain picture."""
-    picture = torch.tensor(rgb).expand(1, 256, 256, 3)
+    picture = torch.tensor(rgb, device=model.device).expand(1, 256, 256, 3)
     return model.normalization.to_field(model.vae.encode(picture))[0, 16, 16]
 
 
@@ -170,8 +170,8 @@ def test_the_viewers_background_is_encoded(pipeline):
     assert torch.allclose(overridden, encoded_color(model, [0.0, 0.3, 1.0]).expand_as(field), atol=1e-4)
 
 
-def test_the_viewers_background_does_not_reach_training(floor_scene, tiny_vae):
-    pipeline = make_pipeline(floor_scene, tiny_vae, background_color="black")
+def test_the_viewers_background_does_not_reach_training(floor_scene, tiny_vae, device):
+    pipeline = make_pipeline(floor_scene, tiny_vae, background_color="black", device=device)
     model, camera = pipeline.model, on_grid(pipeline)
     with torch.no_grad():
         before = field_of(model.train(), camera)
@@ -188,8 +188,8 @@ def test_random_backgrounds_change_in_training_alone(pipeline):
         assert torch.equal(first, second)
 
 
-def test_transparent_photographs_decide_the_background(alpha_scene, tiny_vae):
-    model = make_pipeline(alpha_scene, tiny_vae).model
+def test_transparent_photographs_decide_the_background(alpha_scene, tiny_vae, device):
+    model = make_pipeline(alpha_scene, tiny_vae, device=device).model
     assert model.scene_background.tolist() == [1, 1, 1]
     expected = encoded_color(model, [1.0, 1.0, 1.0])
     model.set_background(torch.tensor([0.1, 0.2, 0.3]))  # what the viewer does at every frame
@@ -204,8 +204,8 @@ def test_transparent_photographs_decide_the_background(alpha_scene, tiny_vae):
 # ---------------------------------------------------------------------------------------------------- loss
 
 
-def test_the_loss_ignores_cells_outside_the_mask(tmp_path, tiny_vae):
-    pipeline = make_pipeline(write_scene(tmp_path / "scene", masked=True), tiny_vae)
+def test_the_loss_ignores_cells_outside_the_mask(tmp_path, tiny_vae, device):
+    pipeline = make_pipeline(write_scene(tmp_path / "scene", masked=True), tiny_vae, device=device)
     model = pipeline.model
     _, batch = pipeline.datamanager.next_train(0)
     mask = batch["mask"]
@@ -236,9 +236,9 @@ def test_the_loss_is_the_papers(pipeline):
 # ---------------------------------------------------------------------------------------------------- colors
 
 
-def test_colors_for_ply_viewers_are_the_linear_map_of_the_field(floor_scene, tiny_vae):
+def test_colors_for_ply_viewers_are_the_linear_map_of_the_field(floor_scene, tiny_vae, device):
     """Mapping what the field renders is rendering the mapped coefficients."""
-    pipeline = make_pipeline(floor_scene, tiny_vae)
+    pipeline = make_pipeline(floor_scene, tiny_vae, device=device)
     pipeline.eval()
     model, camera = pipeline.model, on_grid(pipeline)
     generator = torch.Generator().manual_seed(0)
@@ -268,7 +268,7 @@ def test_colors_for_ply_viewers_are_the_linear_map_of_the_field(floor_scene, tin
 
 
 @pytest.mark.parametrize("strategy", ["default", "mcmc"])
-def test_the_field_grows_to_its_bound_and_not_beyond(floor_scene, tiny_vae, tmp_path, strategy, monkeypatch):
+def test_the_field_grows_to_its_bound_and_not_beyond(floor_scene, tiny_vae, tmp_path, strategy, monkeypatch, device):
     counts = []
     step_post_backward = LatentSplatfactoModel.step_post_backward
 
@@ -286,6 +286,7 @@ def test_the_field_grows_to_its_bound_and_not_beyond(floor_scene, tiny_vae, tmp_
         refine_every=5,
         densify_grad_thresh=1e-7,
         stop_split_at=50,
+        device=device,
     )
     trainer.train()
     assert counts[0] == 400
@@ -295,13 +296,13 @@ def test_the_field_grows_to_its_bound_and_not_beyond(floor_scene, tiny_vae, tmp_
         assert torch.isfinite(parameter).all(), name
 
 
-def test_more_seeds_than_the_bound(floor_scene, tiny_vae):
-    assert make_pipeline(floor_scene, tiny_vae, max_gaussians=100).model.num_points == 100
+def test_more_seeds_than_the_bound(floor_scene, tiny_vae, device):
+    assert make_pipeline(floor_scene, tiny_vae, max_gaussians=100, device=device).model.num_points == 100
 
 
-def test_a_scene_without_points_starts_at_random(tmp_path, tiny_vae):
+def test_a_scene_without_points_starts_at_random(tmp_path, tiny_vae, device):
     scene = write_scene(tmp_path / "scene", points=False)
-    model = make_pipeline(scene, tiny_vae, num_random=321).model
+    model = make_pipeline(scene, tiny_vae, num_random=321, device=device).model
     assert model.num_points == 321
     assert model.features_dc.shape == (321, 4)
 
@@ -318,8 +319,8 @@ def test_harmonics_join_one_degree_at_a_time(pipeline):
 
 
 @pytest.mark.parametrize("sh_degree", [0, 1])
-def test_lower_degrees_train(floor_scene, tiny_vae, tmp_path, sh_degree):
-    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, steps=3, sh_degree=sh_degree)
+def test_lower_degrees_train(floor_scene, tiny_vae, tmp_path, sh_degree, device):
+    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, steps=3, sh_degree=sh_degree, device=device)
     trainer.train()
     assert trainer.pipeline.model.features_rest.shape == (400, (sh_degree + 1) ** 2 - 1, 4)
 
@@ -328,8 +329,8 @@ def test_lower_degrees_train(floor_scene, tiny_vae, tmp_path, sh_degree):
 
 
 @pytest.fixture(scope="module")
-def movable(floor_scene, tiny_vae):
-    return make_pipeline(floor_scene, tiny_vae, camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"))
+def movable(floor_scene, tiny_vae, device):
+    return make_pipeline(floor_scene, tiny_vae, camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"), device=device)
 
 
 def test_the_camera_optimizer_gets_the_gradient(movable):
@@ -342,7 +343,7 @@ def test_the_camera_optimizer_gets_the_gradient(movable):
     camera, batch = movable.datamanager.next_train(0)
     (index,) = batch["image_idx"]
     adjustment = model.camera_optimizer.pose_adjustment
-    weights = torch.randn(1, 9, 13, 4, generator=torch.Generator().manual_seed(0))
+    weights = torch.randn(1, 9, 13, 4, generator=torch.Generator().manual_seed(0)).to(model.device)
 
     def rendered() -> torch.Tensor:
         return (model(camera)["field"] * weights).sum()
@@ -360,9 +361,9 @@ def test_the_camera_optimizer_gets_the_gradient(movable):
         assert difference == pytest.approx(gradient[axis].item(), rel=0.02, abs=0.01 * gradient.norm().item())
 
 
-def test_the_camera_optimizer_moves_cameras(floor_scene, tiny_vae, tmp_path):
+def test_the_camera_optimizer_moves_cameras(floor_scene, tiny_vae, tmp_path, device):
     trainer = make_trainer(
-        floor_scene, tiny_vae, tmp_path, steps=20, camera_optimizer=CameraOptimizerConfig(mode="SO3xR3")
+        floor_scene, tiny_vae, tmp_path, steps=20, camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"), device=device
     )
     trainer.train()
     model = trainer.pipeline.model
@@ -440,8 +441,8 @@ def test_world_to_camera_inverts_the_pose(pipeline):
 
 def test_adjusted_cameras_are_those_of_nerfstudios_optimizer(movable):
     optimizer, cameras = movable.model.camera_optimizer, movable.datamanager.train_dataset.cameras
-    index = torch.tensor([3])
-    camera = cameras[3:4]
+    index = torch.tensor([3], device=movable.device)
+    camera = cameras[3:4].to(movable.device)
     camera.metadata = {"cam_idx": 3}
     with torch.no_grad():
         optimizer.pose_adjustment[3] = torch.tensor([0.1, -0.2, 0.05, 0.3, 0.1, -0.2])
@@ -454,14 +455,21 @@ def test_adjusted_cameras_are_those_of_nerfstudios_optimizer(movable):
 # ---------------------------------------------------------------------------------------------------- state
 
 
-def test_a_loaded_field_renders_what_the_saved_one_did(floor_scene, tiny_vae, tmp_path):
+def test_a_loaded_field_renders_what_the_saved_one_did(floor_scene, tiny_vae, tmp_path, device):
     trainer = make_trainer(
-        floor_scene, tiny_vae, tmp_path, steps=25, warmup_length=2, refine_every=4, densify_grad_thresh=1e-7
+        floor_scene,
+        tiny_vae,
+        tmp_path,
+        steps=25,
+        warmup_length=2,
+        refine_every=4,
+        densify_grad_thresh=1e-7,
+        device=device,
     )
     trainer.train()
     trained = trainer.pipeline.eval()
     assert trained.model.num_points != 400
-    loaded = make_pipeline(floor_scene, tiny_vae, "test").eval()
+    loaded = make_pipeline(floor_scene, tiny_vae, "test", device=device).eval()
     checkpoint = torch.load(trainer.checkpoint_dir / "step-000000024.ckpt", weights_only=True)
     loaded.load_pipeline(checkpoint["pipeline"], checkpoint["step"])
     camera = view(loaded, 2)
@@ -469,20 +477,20 @@ def test_a_loaded_field_renders_what_the_saved_one_did(floor_scene, tiny_vae, tm
         assert torch.equal(loaded.model.get_outputs_for_camera(camera)[name], picture), name
 
 
-def test_a_checkpoint_holds_no_weights_of_the_vae(floor_scene, tiny_vae):
-    state = make_pipeline(floor_scene, tiny_vae).state_dict()
+def test_a_checkpoint_holds_no_weights_of_the_vae(floor_scene, tiny_vae, device):
+    state = make_pipeline(floor_scene, tiny_vae, device=device).state_dict()
     assert not any("vae" in name or "autoencoder" in name for name in state)
     assert json.dumps(state["_model._extra_state"]["vae"])  # plain values
 
 
-def test_channels_follow_the_vae(floor_scene, tmp_path_factory):
+def test_channels_follow_the_vae(floor_scene, tmp_path_factory, device):
     vae: Path = make_vae(tmp_path_factory.mktemp("vae16"), channels=16)
-    pipeline = make_pipeline(floor_scene, vae)
+    pipeline = make_pipeline(floor_scene, vae, device=device)
     assert pipeline.model.features_dc.shape == (400, 16)
     assert pipeline.eval().model.render(on_grid(pipeline))["rgb"].shape == (67, 101, 3)
 
 
-def test_small_pictures_train(tmp_path, tiny_vae):
+def test_small_pictures_train(tmp_path, tiny_vae, device):
     """A grid of 2 x 3 cells is smaller than SSIM's usual window."""
     scene = write_scene(tmp_path / "scene", lenses=Lens(24, 16, 22.0))
-    make_trainer(scene, tiny_vae, tmp_path / "out", steps=3).train()
+    make_trainer(scene, tiny_vae, tmp_path / "out", steps=3, device=device).train()

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,11 +38,10 @@ from lrf_nerfstudio.plugin.model import LatentSplatfactoModel
 
 pytestmark = pytest.mark.browser
 
-tried_again = pytest.mark.flaky(reruns=2)
-"""For tests that drive a page: nerfstudio's threads can lose an event (RenderStateMachine.run forgets an action that
-comes between its two looks at the next one), after which the page waits for ever. pytest counts the further tries."""
 TIMEOUT = 120
 """Seconds after which something that takes one on an idle machine will not happen any more."""
+PATIENCE = 15
+"""Seconds after which a user would move the mouse."""
 MAX_RES = 512
 """The longer side of the pictures that the viewer asks for, unless it is told otherwise."""
 BACKGROUND = torch.tensor([38, 42, 55]) / 255
@@ -128,6 +128,20 @@ class ViewerPage:
         """Hide the training cameras, which cover the scene."""
         self.press("Hide Train Cams")
 
+    def wait_until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait until the page shows something; where it takes long, move the mouse a little, as a user would.
+
+        nerfstudio's render thread forgets an action that comes between its two looks at the next one
+        (`RenderStateMachine.run`), after which the page keeps its picture until the mouse moves.
+        """
+        end = time.monotonic() + TIMEOUT
+        while time.monotonic() < end:
+            try:
+                return wait_until(condition, PATIENCE, what)
+            except AssertionError:
+                self.drag((0, 2), (0, -2))
+        raise AssertionError(f"{what} did not happen within {TIMEOUT} s")
+
     def drag(self, *steps: tuple[int, int]) -> None:
         """Press the mouse in the middle of the canvas, move it step by step, let go."""
         chain = ActionChains(self.browser, duration=50).click_and_hold(self.canvas())
@@ -176,7 +190,7 @@ def page(address: str, browser: Chrome) -> ViewerPage:
     """The page when a picture in full resolution has come."""
     browser.get(address)
     page = ViewerPage(browser)
-    wait_until(page.shows_full_resolution, TIMEOUT, "a picture in full resolution")
+    page.wait_until(page.shows_full_resolution, "a picture in full resolution")
     return page
 
 
@@ -219,7 +233,6 @@ def follows(page: ViewerPage, compare: Callable[[np.ndarray, dict[str, np.ndarra
     return condition
 
 
-@tried_again
 def test_the_browser_shows_the_decoded_scene_and_follows_the_mouse(page, model):
     page.hide_cameras()
 
@@ -227,13 +240,12 @@ def test_the_browser_shows_the_decoded_scene_and_follows_the_mouse(page, model):
         assert outputs["rgb"].std() > 0.1  # something to see
         return middle_rms(picture, outputs["rgb"]) < min(0.01, middle_rms(picture, outputs["latent_rgb"]) / 2)
 
-    wait_until(follows(page, is_decoded, model, (0.3, 0.3, 0.3)), TIMEOUT, "the decoded scene")
+    page.wait_until(follows(page, is_decoded, model, (0.3, 0.3, 0.3)), "the decoded scene")
     page.drag(*[(0, 20)] * 10)  # which turns the scene until it is seen from straight above
     from_above = (1e-6, 1e-6, 0.3 * 3**0.5)
-    wait_until(follows(page, is_decoded, model, from_above), TIMEOUT, "the decoded scene from above")
+    page.wait_until(follows(page, is_decoded, model, from_above), "the decoded scene from above")
 
 
-@tried_again
 def test_the_control_panel_offers_the_outputs_and_the_preview(page):
     chosen, outputs = page.options("Output type")
     assert chosen == "rgb"
@@ -242,7 +254,6 @@ def test_the_control_panel_offers_the_outputs_and_the_preview(page):
     assert page.options("While moving, show") == ("latent_rgb", ["latent_rgb", "decoded"])
 
 
-@tried_again
 def test_every_output_can_be_looked_at(page, model):
     page.hide_cameras()
     for name in ("latent_rgb", "depth", "accumulation", "rgb"):
@@ -251,24 +262,23 @@ def test_every_output_can_be_looked_at(page, model):
         def is_shown(picture: np.ndarray, outputs: dict[str, np.ndarray]) -> bool:
             return middle_rms(picture, outputs[name]) < 0.03  # noqa: B023
 
-        wait_until(follows(page, is_shown, model, (0.3, 0.3, 0.3)), TIMEOUT, f"the picture of {name}")
+        page.wait_until(follows(page, is_shown, model, (0.3, 0.3, 0.3)), f"the picture of {name}")
 
 
-@tried_again
 def test_the_viewer_while_training(floor_scene, browser, tmp_path):
     arguments = ["latent-splatfacto", "--data", floor_scene, "--output-dir", tmp_path, "--vis", "viewer"]
     with serving(tmp_path / "log", "ns-train", *arguments, "--max-num-iterations", 100_000) as address:
         browser.get(address)
         page = ViewerPage(browser)
-        wait_until(lambda: page.step() > 20, TIMEOUT, "the field in training")
-        wait_until(page.shows_full_resolution, TIMEOUT, "the field in training in full resolution")
+        page.wait_until(lambda: page.step() > 20, "the field in training")
+        page.wait_until(page.shows_full_resolution, "the field in training in full resolution")
         page.hide_cameras()
-        wait_until(lambda: page.picture().std() > 0.05, TIMEOUT, "something to see")
+        page.wait_until(lambda: page.picture().std() > 0.05, "something to see")
         step = page.step()
-        wait_until(lambda: page.step() > step + 100, TIMEOUT, "more steps")
+        page.wait_until(lambda: page.step() > step + 100, "more steps")
         # While training rests, only the mouse changes the picture.
         page.press("Pause Training")
-        wait_until(lambda: "Resume Training" in page.text(), TIMEOUT, "the pause")
+        page.wait_until(lambda: "Resume Training" in page.text(), "the pause")
         before = page.picture()
         page.drag(*[(0, 20)] * 10)
 
@@ -276,11 +286,11 @@ def test_the_viewer_while_training(floor_scene, browser, tmp_path):
             picture = page.picture()
             return middle_rms(picture, cv2.resize(before, picture.shape[1::-1])) > 0.02
 
-        wait_until(view_changed, TIMEOUT, "another view")
+        page.wait_until(view_changed, "another view")
         # Training goes on, and the picture comes back to full resolution.
         page.press("Resume Training")
         step = page.step()
-        wait_until(lambda: page.shows_full_resolution() and page.step() > step + 20, TIMEOUT, "further steps")
+        page.wait_until(lambda: page.shows_full_resolution() and page.step() > step + 20, "further steps")
 
 
 class RecordedRenders(RenderStateMachine):
