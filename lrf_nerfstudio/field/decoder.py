@@ -1,13 +1,12 @@
 """The scene's own decoder: a small network that turns field latents on a dense grid into a picture.
 
-It is fitted to the photographs of one scene together with the field, works at the resolution of the grid and enlarges
-at the very end, as ESPCN (Shi et al. 2016) and EDSR (Lim et al. 2017) do for super-resolution.
+It is fitted to the photographs of one scene together with the field, works at the resolution of a grid and enlarges at
+the very end, as ESPCN (Shi et al. 2016) and EDSR (Lim et al. 2017) do for super-resolution.
 
-A cell of its grid is `factor` x `factor` pixels. The field is rendered once, on the dense grid, which has two cells in
-the place of each along either axis; the mean of these four is the coarse cell. Where the dense grid has k x k cells for
-a latent pixel of the VAE, `mean_of_cells(dense, k)` is the latent that the VAE's decoder takes. A dilation that is the
-same in square image pixels (k^2 times as many square dense cells as square latent pixels) keeps small Gaussians as
-visible as they are when the coarse grid is rendered.
+The field is rendered once, on the dense grid. It has 2 x 2 cells in the place of each cell of the decoder's grid, and
+k x k in the place of each latent pixel of the VAE (k is `SceneDecoder.density`). The means of these k x k are the field
+latent that the VAE's decoder takes. The dilation of the dense grid is the same in square image pixels, k^2 times as
+many square dense cells as square latent pixels: small Gaussians are then as visible as on the VAE's grid.
 """
 
 import random
@@ -22,12 +21,12 @@ from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae.grid import latent_size
 from lrf_nerfstudio.vae.maps import FieldNormalization, LinearRGB
 
-DENSITY = 2
+PHASES = 2
 """Dense cells in the place of a cell of the decoder's grid, along each axis."""
 
 
-def mean_of_cells(dense: Tensor, cells: int = DENSITY) -> Tensor:
-    """Return the coarse grid [h, w, C] of a dense one [h k, w k, C]: the mean of `cells` x `cells` (k) dense cells."""
+def mean_of_cells(dense: Tensor, cells: int) -> Tensor:
+    """Return [h, w, C], the means of `cells` x `cells` (k) neighbors of a dense grid [h k, w k, C]."""
     rows, columns, channels = dense.shape
     return dense.view(rows // cells, cells, columns // cells, cells, channels).mean(dim=(1, 3))
 
@@ -53,7 +52,7 @@ class Window(NamedTuple):
         """Return the rows and columns that are this window.
 
         Args:
-            samples: of the array to be cut per cell and axis: `DENSITY` for dense cells, the factor for pixels.
+            samples: of the array to be cut per cell and axis: `PHASES` for dense cells, `cell` for pixels.
             origin: the window that the array covers; the whole grid if none.
         """
         top, left = (0, 0) if origin is None else origin[:2]
@@ -90,40 +89,42 @@ class _ResidualBlock(nn.Module):
 class SceneDecoder(nn.Module):
     """Field latents on the dense grid to RGB.
 
-    The picture is a linear map of the coarse cells, enlarged bilinearly, plus what the network adds: a 3 x 3
-    convolution of coarse cells and their three differences (horizontal, vertical, diagonal), residual blocks, a 3 x 3
-    convolution to 3 factor^2 channels, and a pixel shuffle. The last convolution starts at zero, so that fitting starts
-    from the linear map.
+    The picture is a linear map of the cells of the decoder's grid, enlarged bilinearly, plus what the network adds: a
+    3 x 3 convolution of these cells (means of 2 x 2 dense ones) and of the three differences between the dense ones
+    (horizontal, vertical, diagonal), residual blocks, a 3 x 3 convolution to 3 cell^2 channels, and a pixel shuffle.
+    The last convolution starts at zero, so that fitting starts from the linear map.
 
     Args:
         channels: C, of the field.
-        factor: image pixels per cell of the decoder's grid, along each axis; twice those of a dense cell.
+        factor: f, image pixels per latent pixel of the VAE along each axis.
+        cell: image pixels per cell of the decoder's grid along each axis, a divisor of 2 f.
         width: channels between the convolutions.
         blocks: residual blocks.
     """
 
-    def __init__(self, channels: int, factor: int, width: int = 32, blocks: int = 3) -> None:
+    def __init__(self, channels: int, factor: int, cell: int = 4, width: int = 32, blocks: int = 3) -> None:
         super().__init__()
-        self.channels, self.factor, self.width, self.blocks = channels, factor, width, blocks
-        self.head = nn.Conv2d(DENSITY**2 * channels, width, 3, padding=1)
+        assert PHASES * factor % cell == 0, f"cell must divide {PHASES} * {factor}: {cell}"
+        self.channels, self.factor, self.cell, self.width, self.blocks = channels, factor, cell, width, blocks
+        self.head = nn.Conv2d(PHASES**2 * channels, width, 3, padding=1)
         self.body = nn.Sequential(*(_ResidualBlock(width) for _ in range(blocks)))
-        self.tail = nn.Conv2d(width, 3 * factor**2, 3, padding=1)
+        self.tail = nn.Conv2d(width, 3 * cell**2, 3, padding=1)
         for parameter in self.tail.parameters():
             nn.init.zeros_(parameter)
         self.matrix = nn.Parameter(torch.zeros(3, channels))
         self.bias = nn.Parameter(torch.full((3,), 0.5))
 
-    @classmethod
-    def starting_from(
-        cls, linear_rgb: LinearRGB, normalization: FieldNormalization, factor: int, width: int = 32, blocks: int = 3
-    ) -> "SceneDecoder":
-        """Make a decoder, on the maps' device, whose pictures are the linear map of the latents to RGB."""
+    @torch.no_grad()
+    def start_from(self, linear_rgb: LinearRGB, normalization: FieldNormalization) -> None:
+        """Let the linear map be that of latents to RGB, which the decoder's pictures are until it is trained."""
         matrix, bias = linear_rgb.for_field(normalization)
-        decoder = cls(matrix.shape[1], factor, width, blocks).to(matrix.device)
-        with torch.no_grad():
-            decoder.matrix.copy_(matrix)
-            decoder.bias.copy_(bias)
-        return decoder
+        self.matrix.copy_(matrix)
+        self.bias.copy_(bias)
+
+    @property
+    def density(self) -> int:
+        """k, dense cells in the place of a latent pixel of the VAE, along each axis."""
+        return PHASES * self.factor // self.cell
 
     @property
     def margin(self) -> int:
@@ -131,21 +132,28 @@ class SceneDecoder(nn.Module):
         return 2 + 2 * self.blocks
 
     def dense_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return rows and columns of the dense grid for a picture of `height` x `width` pixels."""
+        """Return rows and columns of the dense grid for a picture of `height` x `width` pixels.
+
+        The dense grid covers the latent grid, so the decoder's grid may reach farther than the picture needs.
+        """
         rows, columns = latent_size(height, width, self.factor)
-        return DENSITY * rows, DENSITY * columns
+        return self.density * rows, self.density * columns
+
+    def field_latents(self, dense: Tensor) -> Tensor:
+        """Return the field latents on the VAE's grid [h, w, C] of a dense render [h k, w k, C]."""
+        return mean_of_cells(dense, self.density)
 
     def forward(self, dense: Tensor) -> Tensor:
         """Return the picture of a whole grid, not limited to [0, 1], so that gradients survive outside; differentiable.
 
         Args:
-            dense: [2 h, 2 w, C], field latents.
+            dense: [2 n, 2 m, C], field latents.
 
         Returns:
-            [h factor, w factor, 3] RGB. A photograph's size is cut from it, and a window's pixels from the picture of
+            [n cell, m cell, 3] RGB. A photograph's size is cut from it, and a window's pixels from the picture of
             the window with `margin` cells more around it.
         """
-        phases = F.pixel_unshuffle(dense.permute(2, 0, 1)[:, None], DENSITY)  # [C, 4, h, w]
+        phases = F.pixel_unshuffle(dense.permute(2, 0, 1)[:, None], PHASES)  # [C, 4, n, m]
         upper_left, upper_right, lower_left, lower_right = phases.unbind(dim=1)
         upper, lower = upper_left + upper_right, lower_left + lower_right
         coarse = (upper + lower) / 4
@@ -159,9 +167,9 @@ class SceneDecoder(nn.Module):
         )
         # Channels last: a tenth faster on a CPU, and what tensor cores want.
         x = self.head(cells[None].contiguous(memory_format=torch.channels_last))
-        details = F.pixel_shuffle(self.tail(F.relu(self.body(x))), self.factor)[0]
+        details = F.pixel_shuffle(self.tail(F.relu(self.body(x))), self.cell)[0]
         linear = (coarse.permute(1, 2, 0) @ self.matrix.T + self.bias).permute(2, 0, 1)[None]
-        enlarged = F.interpolate(linear, scale_factor=self.factor, mode="bilinear", align_corners=False)[0]
+        enlarged = F.interpolate(linear, scale_factor=self.cell, mode="bilinear", align_corners=False)[0]
         # The first operand decides how the sum lies in memory: channels last, contiguous as [H, W, 3].
         return (details + enlarged).permute(1, 2, 0)
 
@@ -170,7 +178,7 @@ class SceneDecoder(nn.Module):
         """Decode what a field renders, part by part where it is large; the result does not depend on the parts.
 
         Args:
-            dense: [2 h, 2 w, C] of size :meth:`dense_size`, field latents.
+            dense: [h k, w k, C] of size :meth:`dense_size`, field latents.
             height: of the picture in pixels.
             width: of the picture in pixels.
             tile: side of a part in cells, which bounds the memory.
@@ -186,12 +194,12 @@ class SceneDecoder(nn.Module):
             raise ValueError(
                 f"a picture of {height} x {width} pixels needs a grid {expected}, not {tuple(dense.shape)}"
             )
-        rows, columns = latent_size(height, width, self.factor)
-        picture = dense.new_empty(rows * self.factor, columns * self.factor, 3)
+        rows, columns = expected[0] // PHASES, expected[1] // PHASES
+        picture = dense.new_empty(rows * self.cell, columns * self.cell, 3)
         for window in windows(rows, columns, tile):
             surrounded = window.grown(self.margin, rows, columns)
-            part = self(dense[surrounded.slices(DENSITY)])
-            picture[window.slices(self.factor)] = part[window.slices(self.factor, surrounded)]
+            part = self(dense[surrounded.slices(PHASES)])
+            picture[window.slices(self.cell)] = part[window.slices(self.cell, surrounded)]
         return picture[:height, :width].clamp(0, 1)
 
     # ---------------------------------------------------------------- files
@@ -199,34 +207,41 @@ class SceneDecoder(nn.Module):
     @property
     def config(self) -> dict[str, int]:
         """The arguments that make a decoder of the same shape; with `state_dict()` all that a file must hold."""
-        return {"channels": self.channels, "factor": self.factor, "width": self.width, "blocks": self.blocks}
+        return {name: getattr(self, name) for name in _CONFIG}
 
     @classmethod
-    def restored(cls, config: Any, tensors: Mapping[str, Tensor], channels: int, where: str) -> "SceneDecoder":
+    def restored(
+        cls, config: Any, tensors: Mapping[str, Tensor], channels: int, factor: int, where: str
+    ) -> "SceneDecoder":
         """Make the decoder that `config` and `state_dict()` describe, on the device of the tensors.
 
         Args:
             config: as the property; of any type, as it comes from a file.
             tensors: as `state_dict()`.
             channels: of the field that it is to decode.
+            factor: of the VAE in whose latent space the field is.
             where: the file, for messages.
 
         Raises:
-            UserError: something is missing, damaged, or belongs to a decoder of another shape or for another field.
+            UserError: something is missing, damaged, or belongs to a decoder of another shape or for another VAE.
         """
-        names = ("channels", "factor", "width", "blocks")
-        if not isinstance(config, Mapping) or not all(_is_count(config.get(name), name) for name in names):
+        if not isinstance(config, Mapping) or not all(_is_count(config.get(name), name) for name in _CONFIG):
             raise UserError(
                 f"The description of the scene's decoder in {where} is damaged: {config!r}. "
                 "Take another copy of the file, or train the scene again."
             )
-        if config["channels"] != channels:
+        if (config["channels"], config["factor"]) != (channels, factor):
             raise UserError(
-                f"The scene's decoder in {where} is for fields with {config['channels']} channels, but this one has "
-                f"{channels}. Use the VAE and the decoder that belong together."
+                f"The scene's decoder in {where} is for latents of {config['channels']} channels and factor "
+                f"{config['factor']}, not of {channels} and {factor}. Use the VAE that the scene was trained with."
+            )
+        if PHASES * factor % config["cell"]:
+            raise UserError(
+                f"The cell of the scene's decoder in {where}, {config['cell']} pixels, does not divide "
+                f"{PHASES * factor}. Take another copy of the file, or train the scene again."
             )
         with torch.device("meta"):
-            decoder = cls(*(config[name] for name in names))
+            decoder = cls(**{name: config[name] for name in _CONFIG})
         expected = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != expected:
@@ -237,6 +252,9 @@ class SceneDecoder(nn.Module):
             )
         decoder.load_state_dict(dict(tensors), assign=True)
         return decoder.requires_grad_()
+
+
+_CONFIG = ("channels", "factor", "cell", "width", "blocks")
 
 
 def _is_count(value: Any, name: str) -> bool:

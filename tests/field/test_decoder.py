@@ -10,7 +10,7 @@ from fake_cuda import fake_cuda
 from gaussian_scenes import arguments, random_scene
 
 from lrf_nerfstudio.field.decoder import (
-    DENSITY,
+    PHASES,
     SceneDecoder,
     Window,
     mean_of_cells,
@@ -34,26 +34,31 @@ def maps(channels: int) -> tuple[LinearRGB, FieldNormalization]:
     return linear_rgb, normalization
 
 
-def trained(channels: int = 4, factor: int = 4, width: int = 8, blocks: int = 2) -> SceneDecoder:
+def trained(channels: int = 4, factor: int = 4, cell: int = 4, width: int = 8, blocks: int = 2) -> SceneDecoder:
     """A decoder with weights as large as after some training."""
     torch.manual_seed(0)
-    decoder = SceneDecoder.starting_from(*maps(channels), factor, width, blocks)
+    decoder = SceneDecoder(channels, factor, cell, width, blocks)
+    decoder.start_from(*maps(channels))
     with torch.no_grad():
         for parameter in decoder.tail.parameters():
             parameter.normal_(std=0.1)
     return decoder
 
 
-@pytest.mark.parametrize(("channels", "factor"), [(4, 4), (4, 8), (16, 8), (3, 1), (5, 2)])
-def test_it_starts_from_the_linear_map_of_the_latents(channels, factor):
+@pytest.mark.parametrize(
+    ("channels", "factor", "cell"), [(4, 4, 4), (4, 8, 8), (4, 8, 4), (16, 8, 4), (5, 2, 4), (3, 1, 1)]
+)
+def test_it_starts_from_the_linear_map_of_the_latents(channels, factor, cell):
     linear_rgb, normalization = maps(channels)
-    decoder = SceneDecoder.starting_from(linear_rgb, normalization, factor)
-    height, width = 6 * factor, 5 * factor - (factor > 1)  # the last cell reaches beyond the picture
+    decoder = SceneDecoder(channels, factor, cell)
+    decoder.start_from(linear_rgb, normalization)
+    height, width = 6 * factor, 8 * factor - (factor > 1)  # the last cell reaches beyond the picture
     dense = torch.rand(*decoder.dense_size(height, width), channels)
-    colors = linear_rgb(normalization.to_latent(mean_of_cells(dense)))
-    enlarged = F.interpolate(colors.permute(2, 0, 1)[None], scale_factor=factor, mode="bilinear")[0].permute(1, 2, 0)
+    assert decoder.field_latents(dense).shape == (6, 8, channels)  # the grid that the VAE decodes
+    colors = linear_rgb(normalization.to_latent(mean_of_cells(dense, PHASES)))
+    enlarged = F.interpolate(colors.permute(2, 0, 1)[None], scale_factor=cell, mode="bilinear")[0].permute(1, 2, 0)
     picture = decoder(dense)
-    assert picture.shape == (6 * factor, 5 * factor, 3)
+    assert picture.shape == (6 * factor, 8 * factor, 3)
     torch.testing.assert_close(picture, enlarged, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(decoder.decode(dense, height, width), enlarged[:height, :width].clamp(0, 1))
 
@@ -70,13 +75,13 @@ def test_the_mean_of_dense_cells_is_the_coarse_grid():
 
     coarse = rendered(1)
     assert coarse.std() > 0.3  # there is something to be seen
-    difference = mean_of_cells(rendered(DENSITY)) - coarse
+    difference = mean_of_cells(rendered(2), 2) - coarse
     assert difference.square().mean().sqrt() < 0.01 * coarse.std()
 
 
 def test_the_mean_of_more_cells():
     dense = torch.rand(12, 8, 3)
-    torch.testing.assert_close(mean_of_cells(dense, 4), mean_of_cells(mean_of_cells(dense)))
+    torch.testing.assert_close(mean_of_cells(dense, 4), mean_of_cells(mean_of_cells(dense, 2), 2))
 
 
 @pytest.mark.parametrize("tile", [5, 11, 64])
@@ -91,10 +96,10 @@ def test_parts_equal_the_whole(tile):
 def test_a_pixel_sees_the_margin_and_no_more():
     decoder = trained()
     size = 2 * decoder.margin + 3
-    dense = torch.rand(DENSITY * size, DENSITY * size, 4, requires_grad=True)
+    dense = torch.rand(PHASES * size, PHASES * size, 4, requires_grad=True)
     center = Window(decoder.margin + 1, decoder.margin + 1, decoder.margin + 2, decoder.margin + 2)
-    decoder(dense)[center.slices(decoder.factor)].sum().backward()
-    seen = mean_of_cells(dense.grad.abs()).sum(dim=-1) > 0  # [size, size]
+    decoder(dense)[center.slices(decoder.cell)].sum().backward()
+    seen = mean_of_cells(dense.grad.abs(), PHASES).sum(dim=-1) > 0  # [size, size]
     inside = torch.zeros(size, size, dtype=torch.bool)
     inside[center.grown(decoder.margin, size, size).slices(1)] = True
     assert torch.equal(seen, inside)
@@ -103,14 +108,14 @@ def test_a_pixel_sees_the_margin_and_no_more():
 def test_a_window_with_its_margin_is_decoded_as_in_the_whole():
     """What a training step on a large photograph does; at the grid's edge there is no margin."""
     decoder, rows, columns = trained(), 40, 37
-    dense = torch.rand(DENSITY * rows, DENSITY * columns, 4)
+    dense = torch.rand(PHASES * rows, PHASES * columns, 4)
     whole, generator = decoder(dense), random.Random(0)
     places = [random_window(rows, columns, 9, generator) for _ in range(8)] + [Window(0, 28, 9, 37)]
     for window in places:
         assert (window.bottom - window.top, window.right - window.left) == (9, 9)
         surrounded = window.grown(decoder.margin, rows, columns)
-        picture = decoder(dense[surrounded.slices(DENSITY)])[window.slices(decoder.factor, surrounded)]
-        torch.testing.assert_close(picture, whole[window.slices(decoder.factor)], atol=1e-5, rtol=0)
+        picture = decoder(dense[surrounded.slices(PHASES)])[window.slices(decoder.cell, surrounded)]
+        torch.testing.assert_close(picture, whole[window.slices(decoder.cell)], atol=1e-5, rtol=0)
 
 
 def test_random_windows_reach_every_cell_and_fit_small_grids():
@@ -158,11 +163,11 @@ def test_a_grid_of_another_size_is_refused():
 
 
 def test_a_saved_decoder_decodes_the_same(tmp_path):
-    decoder = trained(channels=16, factor=8, width=12, blocks=1)
+    decoder = trained(channels=16, factor=8, cell=4, width=12, blocks=1)
     write_tensors(tmp_path / "decoder.safetensors", {n: t.contiguous() for n, t in decoder.state_dict().items()})
     tensors = read_tensors(tmp_path / "decoder.safetensors")
-    restored = SceneDecoder.restored(dict(decoder.config), tensors, 16, "decoder.safetensors")
-    dense = torch.rand(10, 8, 16)
+    restored = SceneDecoder.restored(dict(decoder.config), tensors, 16, 8, "decoder.safetensors")
+    dense = torch.rand(20, 16, 16)
     assert torch.equal(restored.decode(dense, 40, 30), decoder.decode(dense, 40, 30))
     assert restored.config == decoder.config
     assert all(parameter.requires_grad for parameter in restored.parameters())  # it can be trained on
@@ -171,8 +176,10 @@ def test_a_saved_decoder_decodes_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("config", "tensors", "message"),
     [
-        ({"channels": 5}, {}, "for fields with 5 channels, but this one has 4"),
-        ({"factor": 8}, {}, r"of another shape \(tail.bias, tail.weight\)"),
+        ({"channels": 5}, {}, "5 channels and factor 4, not of 4 and 4"),
+        ({"factor": 8}, {}, "4 channels and factor 8, not of 4 and 4"),
+        ({"cell": 3}, {}, "3 pixels, does not divide 8"),
+        ({"cell": 8}, {}, r"of another shape \(tail.bias, tail.weight\)"),
         ({"width": "8"}, {}, "is damaged"),
         ({"width": 0}, {}, "is damaged"),
         ({"blocks": None}, {}, "is damaged"),
@@ -185,13 +192,13 @@ def test_what_does_not_fit_is_named(config, tensors, message):
     decoder = trained()
     state = {name: value for name, value in {**decoder.state_dict(), **tensors}.items() if value is not None}
     with pytest.raises(UserError, match=message) as error:
-        SceneDecoder.restored({**decoder.config, **config}, state, 4, "scene/field.safetensors")
+        SceneDecoder.restored({**decoder.config, **config}, state, 4, 4, "scene/field.safetensors")
     assert "scene/field.safetensors" in str(error.value)
 
 
 def test_a_description_that_is_none_is_named():
     with pytest.raises(UserError, match="is damaged: None"):
-        SceneDecoder.restored(None, {}, 4, "scene/field.safetensors")
+        SceneDecoder.restored(None, {}, 4, 4, "scene/field.safetensors")
 
 
 # ---------------------------------------------------------------------------------------------------- devices
