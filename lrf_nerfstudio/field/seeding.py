@@ -1,4 +1,4 @@
-"""Initial features of the Gaussians: what the training views' latents say at the projections of the seed points."""
+"""The first Gaussians: which of the seed points, and what the training views' latents say at their projections."""
 
 from collections.abc import Iterable
 
@@ -41,3 +41,17 @@ def mean_latents_at_projections(
     if total is None:
         raise ValueError("at least one view is needed")
     return total / count.clamp(min=1)[:, None], count
+
+
+def fair_sample(count: int, limit: int, seed: int = 0) -> Tensor:
+    """Return indices [min(count, limit)] of an evenly random selection, ascending; the same at every call.
+
+    A structure-from-motion model lists its points in the order of their discovery: the first show a part of the scene.
+
+    Args:
+        count: how many there are.
+        limit: how many may be kept.
+        seed: another seed gives another selection.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator)[:limit].sort().values
