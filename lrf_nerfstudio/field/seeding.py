@@ -1,4 +1,4 @@
-"""The first Gaussians: at seed points, with what the training views' latents say at their projections."""
+"""The first Gaussians: which of the seed points, and what the training views' latents say at their projections."""
 
 import math
 from collections.abc import Iterable
@@ -48,6 +48,20 @@ def mean_latents_at_projections(
     if total is None:
         raise ValueError("at least one view is needed")
     return total / count.clamp(min=1)[:, None], count
+
+
+def fair_sample(count: int, limit: int, seed: int = 0) -> Tensor:
+    """Return indices [min(count, limit)] of an evenly random selection, ascending; the same at every call.
+
+    A structure-from-motion model lists its points in the order of their discovery: the first show a part of the scene.
+
+    Args:
+        count: how many there are.
+        limit: how many may be kept.
+        seed: another seed gives another selection.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator)[:limit].sort().values
 
 
 def first_gaussians(means: Tensor, latents: Tensor, sh_degree: int) -> dict[str, Tensor]:

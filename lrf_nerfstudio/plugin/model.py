@@ -23,13 +23,12 @@ from lrf_nerfstudio.evaluation.views import compare_view
 from lrf_nerfstudio.field import LatentField
 from lrf_nerfstudio.field.backgrounds import Backgrounds, Color
 from lrf_nerfstudio.field.cameras import GridCamera, adjusted, enlarged
-from lrf_nerfstudio.field.seeding import SH_C0, first_gaussians
+from lrf_nerfstudio.field.seeding import SH_C0, fair_sample, first_gaussians
 from lrf_nerfstudio.field.similarity import structural_similarity
 from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.viewer import preview_cell, viewer_is_moving
 from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
-from lrf_nerfstudio.splatting.densification import BoundedDefaultStrategy
-from lrf_nerfstudio.splatting.strategy import PortableMCMCStrategy
+from lrf_nerfstudio.splatting.strategies import DensificationConfig, Strategy, make_strategy
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.utils.timing import Stopwatch
 from lrf_nerfstudio.vae import VAE, FieldNormalization, LinearRGB
@@ -40,38 +39,31 @@ class LatentSplatfactoModelConfig(SplatfactoModelConfig):
     """Configuration of the latent radiance field."""
 
     _target: type = field(default_factory=lambda: LatentSplatfactoModel)
-    strategy: Literal["default", "mcmc"] = "default"
-    """How Gaussians are added and removed: by gradient and size thresholds (3DGS) or relocation (3DGS-MCMC)."""
-    max_gaussians: int = 100_000
-    """The field never grows beyond this many Gaussians."""
+    densification: DensificationConfig = field(default_factory=DensificationConfig)
+    """How Gaussians are added and removed."""
     dilation: float = 0.1
     """Square latent pixels that are added to the covariance of every projected Gaussian. What 3DGS adds to a pixel of a
     photograph, 0.3, blurs a latent, each of whose pixels stands for many of the photograph's: see the README."""
-    mcmc_opacity_reg: float = 0.01
-    """Weight of the mean opacity in the loss of the mcmc strategy, which makes unneeded Gaussians fade."""
-    mcmc_scale_reg: float = 0.01
-    """Weight of the mean scale in the loss of the mcmc strategy."""
     viewer_preview: Literal["latent_rgb", "decoded"] = "latent_rgb"
     """What the viewer shows while the camera moves: a linear map of the latents (instant) or a small decode."""
     download_lpips: bool = False
     """Whether the weights of LPIPS may be downloaded when they are not in PyTorch's cache; otherwise it is left out."""
-    # Splatfacto's defaults are for millions of Gaussians on megapixels and 30,000 steps. A latent grid has 1/f^2 of the
-    # pixels: every Gaussian spans more of the picture and collects a larger gradient of the mean loss, so that limits
-    # on screen size would split all of them, and thousands of steps, not tens of thousands, are a run.
-    warmup_length: int = 300
-    """Period of steps where refinement is turned off."""
-    stop_split_at: int = 1500
-    """Stop adding and removing Gaussians at this step."""
-    densify_grad_thresh: float = 0.002
-    """Threshold of positional gradient norm for densifying Gaussians."""
-    cull_alpha_thresh: float = 0.02
-    """Threshold of opacity for culling Gaussians."""
-    stop_screen_size_at: int = 0
-    """Stop culling and splitting at this step with respect to the screen size of Gaussians; 0 never starts."""
-    reset_alpha_every: int = 1000
-    """Every this many refinement steps, reset the alpha; the default is longer than a run."""
     sh_degree_interval: int = 500
     """Every n steps turn on another degree of the spherical harmonics."""
+    # Options of splatfacto in whose place `densification` is.
+    warmup_length: Suppress[int] = 0
+    refine_every: Suppress[int] = 0
+    cull_alpha_thresh: Suppress[float] = 0.0
+    cull_scale_thresh: Suppress[float] = 0.0
+    reset_alpha_every: Suppress[int] = 0
+    densify_grad_thresh: Suppress[float] = 0.0
+    use_absgrad: Suppress[bool] = False
+    densify_size_thresh: Suppress[float] = 0.0
+    n_split_samples: Suppress[int] = 0
+    cull_screen_size: Suppress[float] = 0.0
+    split_screen_size: Suppress[float] = 0.0
+    stop_screen_size_at: Suppress[int] = 0
+    stop_split_at: Suppress[int] = 0
     # Options of splatfacto that have no meaning on a latent grid.
     resolution_schedule: Suppress[int] = 0
     num_downscales: Suppress[int] = 0
@@ -150,8 +142,8 @@ class LatentSplatfactoModel(SplatfactoModel):
             count = self.config.num_random if normalization is not None else 4
             means = (torch.rand(count, 3) - 0.5) * self.config.random_scale
             latents = torch.rand(count, channels)
-        limit = self.config.max_gaussians
-        gaussians = first_gaussians(means[:limit], latents[:limit], self.config.sh_degree)
+        kept = fair_sample(len(means), self.config.densification.max_gaussians)
+        gaussians = first_gaussians(means[kept], latents[kept], self.config.sh_degree)
         self.gauss_params = ParameterDict({name: Parameter(tensor) for name, tensor in gaussians.items()})
         self.camera_optimizer: CameraOptimizer = self.config.camera_optimizer.setup(
             num_cameras=self.num_train_data, device="cpu"
@@ -165,37 +157,13 @@ class LatentSplatfactoModel(SplatfactoModel):
         self.viewer_preview = ViewerDropdown(
             "While moving, show", self.config.viewer_preview, ["latent_rgb", "decoded"]
         )
-        self.strategy = self._make_strategy()
-        self.strategy_state = self.strategy.initialize_state(
-            **({} if self.config.strategy == "mcmc" else {"scene_scale": 1.0})
-        )
+        self.strategy: Strategy | None = None  # until `prepare_training`
+        self.strategy_state: dict[str, Tensor] = {}
 
-    def _make_strategy(self) -> BoundedDefaultStrategy | PortableMCMCStrategy:
-        config = self.config
-        if config.strategy == "mcmc":
-            return PortableMCMCStrategy(
-                cap_max=config.max_gaussians,
-                refine_start_iter=config.warmup_length,
-                refine_stop_iter=config.stop_split_at,
-                refine_every=config.refine_every,
-                min_opacity=config.cull_alpha_thresh,
-            )
-        return BoundedDefaultStrategy(
-            cap_max=config.max_gaussians,
-            prune_opa=config.cull_alpha_thresh,
-            grow_grad2d=config.densify_grad_thresh,
-            grow_scale3d=config.densify_size_thresh,
-            grow_scale2d=config.split_screen_size,
-            prune_scale3d=config.cull_scale_thresh,
-            prune_scale2d=config.cull_screen_size,
-            refine_scale2d_stop_iter=config.stop_screen_size_at,
-            refine_start_iter=config.warmup_length,
-            refine_stop_iter=config.stop_split_at,
-            reset_every=config.reset_alpha_every * config.refine_every,
-            refine_every=config.refine_every,
-            pause_refine_after_reset=self.num_train_data + config.refine_every,
-            absgrad=config.use_absgrad,
-        )
+    def prepare_training(self, steps: int) -> None:
+        """Make what only training needs, for a run of so many steps, before a checkpoint is loaded."""
+        self.strategy = make_strategy(self.config.densification, steps)
+        self.strategy_state = self.strategy.initialize_state(self.num_points, self.device)
 
     # ---------------------------------------------------------------- state
 
@@ -212,11 +180,12 @@ class LatentSplatfactoModel(SplatfactoModel):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        # What a strategy keeps depends on its options, which a resumed run may change: the rest stays as initialised.
-        self.strategy_state |= {
-            name: value.to(self.device) if isinstance(value, Tensor) else value
-            for name, value in state["strategy"].items()
-        }
+        if self.strategy is None:  # no training: rendering does without
+            return
+        # A resumed run may have another strategy, which begins anew. The Gaussians are loaded already.
+        self.strategy_state = self.strategy.initialize_state(self.num_points, self.device)
+        for name in self.strategy_state.keys() & state["strategy"].keys():
+            self.strategy_state[name] = state["strategy"][name].to(self.device)
 
     def update_to_step(self, step: int) -> None:
         self.step = step
@@ -264,7 +233,8 @@ class LatentSplatfactoModel(SplatfactoModel):
             `field` [B, h, w, C], `accumulation` [B, h, w, 1] and, if asked for, `depth` [B, h, w, 1].
         """
         render = self.render_field(self.optimized(camera))
-        self.strategy.step_pre_backward(self.gauss_params, self.optimizers, self.strategy_state, self.step, self.info)
+        if self.strategy is not None:
+            self.strategy.before_backward(self.info)
         return {"field": render.field, "accumulation": render.alpha, "depth": render.depth}
 
     def optimized(self, camera: GridCamera) -> GridCamera:
@@ -308,25 +278,18 @@ class LatentSplatfactoModel(SplatfactoModel):
                 extent = torch.exp(self.scales)
                 ratio = extent.amax(dim=-1) / extent.amin(dim=-1)
                 losses["scale_reg"] = 0.1 * (ratio - self.config.max_gauss_ratio).clamp(min=0).mean()
-            if self.config.strategy == "mcmc":
-                losses["opacity_reg"] = self.config.mcmc_opacity_reg * torch.sigmoid(self.opacities).mean()
-                losses["scale_reg"] = self.config.mcmc_scale_reg * torch.exp(self.scales).mean()
+            if self.strategy is not None:
+                losses |= self.strategy.losses(self.gauss_params)
             if self.training:
                 self.camera_optimizer.get_loss_dict(losses)
         return losses
 
     def step_post_backward(self, step: int) -> None:
-        assert step == self.step
-        arguments: dict[str, Any] = {
-            "params": self.gauss_params,
-            "optimizers": self.optimizers,
-            "state": self.strategy_state,
-            "step": self.step,
-            "info": self.info,
-        }
-        if self.config.strategy == "mcmc":
-            arguments["lr"] = self.optimizers["means"].param_groups[0]["lr"]
-        self.strategy.step_post_backward(**arguments)
+        assert step == self.step and self.strategy is not None
+        learning_rate = self.optimizers["means"].param_groups[0]["lr"]
+        self.strategy.after_backward(
+            self.gauss_params, self.optimizers, self.strategy_state, step, self.info, learning_rate
+        )
 
     def _full_precision(self) -> torch.autocast:
         """Geometry, rasterization and SSIM are float32 under --mixed-precision too: they cancel in half precision."""
@@ -345,7 +308,7 @@ class LatentSplatfactoModel(SplatfactoModel):
             sh_degree=self.active_sh_degree,
             eps2d=self.config.dilation,
             render_depth=not self.training or self.config.output_depth_during_training,
-            absgrad=self.training and self.config.strategy == "default" and self.config.use_absgrad,
+            absgrad=self.training and self.strategy is not None and self.strategy.needs_absgrad(self.step),
             antialiased=self.config.rasterize_mode == "antialiased",
         )
         with self._full_precision():

@@ -75,10 +75,12 @@ class LatentTrainer(Trainer):
 
     @exit_on_user_error()
     def setup(self, test_mode: Any = "val") -> None:
+        self.config.pipeline.model.densification.check()
         super().setup(test_mode)
 
     def setup_optimizers(self) -> Optimizers:
-        """Optimizers and schedulers; a decay without a length of its own takes the length of the run."""
+        """Optimizers and schedulers; what depends on the length of the run learns it, before a checkpoint is loaded."""
+        self.pipeline.model.prepare_training(self.config.max_num_iterations)
         groups = {}
         for name, group in self.config.optimizers.items():
             scheduler = group["scheduler"]

@@ -225,6 +225,14 @@ def test_an_unwritable_cache(scene, tiny_vae, tmp_path, forked):
 # ---------------------------------------------------------------------------------------------------- options
 
 
+def test_an_option_of_densification_out_of_range(scene, tiny_vae, tmp_path, forked):
+    cache = tmp_path / "latents"
+    more = ("--pipeline.model.densification.stop", 50, "--pipeline.datamanager.latent-cache-dir", cache)
+    message = ns_train(forked, scene, tiny_vae, tmp_path / "out", *more).message
+    assert "--pipeline.model.densification.stop" in message
+    assert not cache.exists()  # said before anything is encoded
+
+
 def test_several_devices(scene, tiny_vae, tmp_path):
     from in_process import make_config
 

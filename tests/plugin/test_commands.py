@@ -82,9 +82,9 @@ def test_help_explains_every_option():
         words = re.findall(r"[A-Za-z]{2,}", re.sub(r"\((default|required).*", "", explanation))
         # An optimizer without a scheduler is an entry of a dictionary, which has no place for an explanation.
         assert len(words) >= 2 or re.fullmatch(r"optimizers\.[\w-]+\.scheduler", name), (name, explanation)
-    own = ("pipeline.datamanager.latent-cache-dir", "pipeline.model.max-gaussians", "pipeline.vae.source")
+    own = ("pipeline.datamanager.latent-cache-dir", "pipeline.model.densification.max-gaussians", "pipeline.vae.source")
     assert set(own) <= set(explanations)
-    for pointless in ("resolution-schedule", "cache-images", "collider", "grid-shape"):
+    for pointless in ("resolution-schedule", "cache-images", "collider", "grid-shape", "cull", "refine-every"):
         assert not [name for name in explanations if pointless in name]
 
 

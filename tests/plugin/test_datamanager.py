@@ -11,6 +11,7 @@ from in_process import make_config, make_pipeline
 from PIL import Image
 from tiny_scenes import Lens, write_scene
 
+from lrf_nerfstudio.splatting.strategies import DensificationConfig
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAEConfig, downsample_mask
 
@@ -235,7 +236,7 @@ def peak_memory_of_training(scene: Path, vae: Path, output: Path) -> float:
     """MB at most, for starting, training for some steps, and evaluating."""
     from in_process import make_trainer
 
-    trainer = make_trainer(scene, vae, output, steps=20, max_gaussians=500)
+    trainer = make_trainer(scene, vae, output, steps=20, densification=DensificationConfig(max_gaussians=500))
     trainer.train()
     trainer.pipeline.get_average_eval_image_metrics()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -18,6 +18,7 @@ from lrf_nerfstudio.field.seeding import SH_C0, mean_latents_at_projections
 from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.model import LatentSplatfactoModel
 from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
+from lrf_nerfstudio.splatting.strategies import DensificationConfig
 from lrf_nerfstudio.utils.errors import UserError
 
 
@@ -280,12 +281,7 @@ def test_the_field_grows_to_its_bound_and_not_beyond(floor_scene, tiny_vae, tmp_
     trainer = make_trainer(
         *(floor_scene, tiny_vae, tmp_path),
         steps=60,
-        strategy=strategy,
-        max_gaussians=470,
-        warmup_length=4,
-        refine_every=5,
-        densify_grad_thresh=1e-7,
-        stop_split_at=50,
+        densification=DensificationConfig(strategy=strategy, max_gaussians=470, gradient_threshold=1e-7),
         device=device,
     )
     trainer.train()
@@ -296,8 +292,34 @@ def test_the_field_grows_to_its_bound_and_not_beyond(floor_scene, tiny_vae, tmp_
         assert torch.isfinite(parameter).all(), name
 
 
-def test_more_seeds_than_the_bound(floor_scene, tiny_vae, device):
-    assert make_pipeline(floor_scene, tiny_vae, max_gaussians=100, device=device).model.num_points == 100
+def test_more_seeds_than_the_bound(floor_scene, tiny_vae, pipeline, device):
+    """An evenly random selection of them, with their own features; the same one every time."""
+    option = {"densification": DensificationConfig(max_gaussians=100), "device": device}
+    model = make_pipeline(floor_scene, tiny_vae, **option).model
+    assert model.num_points == 100
+    seeds = pipeline.model
+    same = (model.means[:, None] == seeds.means).all(dim=-1)  # [100, 400]
+    assert (same.sum(dim=1) == 1).all()
+    kept = same.int().argmax(dim=1)
+    assert torch.equal(model.features_dc, seeds.features_dc[kept])
+    assert kept.unique().shape == (100,)
+    assert (torch.histc(kept.float(), bins=4, min=0, max=400) > 15).all()
+    assert torch.equal(make_pipeline(floor_scene, tiny_vae, **option).model.means, model.means)
+
+
+def test_losses_of_mcmc_and_of_the_ratio_of_scales_are_added(floor_scene, tiny_vae, tmp_path, device):
+    trainer = make_trainer(
+        *(floor_scene, tiny_vae, tmp_path),
+        steps=1,
+        densification=DensificationConfig(strategy="mcmc"),
+        use_scale_regularization=True,
+        device=device,
+    )
+    camera, batch = trainer.pipeline.datamanager.next_train(0)
+    model = trainer.pipeline.model
+    losses = model.get_loss_dict(model(camera), batch)
+    assert set(losses) == {"main_loss", "scale_reg", "mcmc_opacity", "mcmc_scale"}
+    assert losses["mcmc_opacity"].item() == pytest.approx(0.01 * torch.sigmoid(model.opacities).mean().item())
 
 
 def test_a_scene_without_points_starts_at_random(tmp_path, tiny_vae, device):
@@ -461,9 +483,7 @@ def test_a_loaded_field_renders_what_the_saved_one_did(floor_scene, tiny_vae, tm
         tiny_vae,
         tmp_path,
         steps=25,
-        warmup_length=2,
-        refine_every=4,
-        densify_grad_thresh=1e-7,
+        densification=DensificationConfig(gradient_threshold=1e-7),
         device=device,
     )
     trainer.train()

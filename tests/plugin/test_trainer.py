@@ -14,8 +14,10 @@ from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from tiny_scenes import Lens, write_scene
 from tiny_vaes import make_vae
 
-GROWING = {"warmup_length": 2, "refine_every": 4, "densify_grad_thresh": 1e-7, "max_gaussians": 500}
-"""Options of the model under which Gaussians are added, removed and reset within a few dozen steps."""
+from lrf_nerfstudio.splatting.strategies import DensificationConfig
+
+GROWING = {"start": 0.1, "stop": 1.0, "gradient_threshold": 1e-7, "max_gaussians": 500, "opacity_resets": 1}
+"""Options of densification under which Gaussians are added, removed and reset all through a run."""
 
 
 def train_arguments(scene: Path, vae: Path, output: Path, steps: int, *more: object) -> list[object]:
@@ -57,7 +59,9 @@ def assert_equal(a: Any, b: Any, name: str = "checkpoint") -> None:
 
 def test_a_killed_run_resumes_as_if_never_stopped(floor_scene, tiny_vae, tmp_path, forked):
     growing = [
-        item for name, value in GROWING.items() for item in (f"--pipeline.model.{name.replace('_', '-')}", value)
+        item
+        for name, value in GROWING.items()
+        for item in (f"--pipeline.model.densification.{name.replace('_', '-')}", value)
     ]
     arguments = [*growing, "--steps-per-save", 100]
     straight = tmp_path / "straight"
@@ -88,8 +92,7 @@ def test_a_killed_run_resumes_as_if_never_stopped(floor_scene, tiny_vae, tmp_pat
 def test_resuming_is_exact(tiny_vae, tmp_path, strategy, masked):
     scene = write_scene(tmp_path / "scene", views=9, masked=masked)
     options = {
-        **GROWING,
-        "strategy": strategy,
+        "densification": DensificationConfig(strategy=strategy, **GROWING),
         "camera_optimizer": CameraOptimizerConfig(mode="SO3xR3"),
         "sh_degree_interval": 10,
     }

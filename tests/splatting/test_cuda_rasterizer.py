@@ -44,7 +44,7 @@ def test_mcmc_relocation_agrees_with_gsplat():
 
     from gsplat.relocation import compute_relocation as gsplat_relocation
 
-    from lrf_nerfstudio.splatting.strategy import compute_relocation
+    from lrf_nerfstudio.splatting.strategies import compute_relocation
 
     binomials = torch.tensor([[float(math.comb(n, k)) for k in range(51)] for n in range(51)], device="cuda")
     opacities, scales = torch.rand(100, device="cuda") * 0.9 + 0.05, torch.rand(100, 3, device="cuda")
