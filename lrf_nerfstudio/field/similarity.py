@@ -28,7 +28,7 @@ def structural_similarity(rendered: Tensor, target: Tensor) -> Tensor:
     height, width = rendered.shape[:2]
     window = min(WINDOW, height - 1 + height % 2, width - 1 + width % 2)
     x, y = rendered.permute(2, 0, 1), target.permute(2, 0, 1)
-    vertical, horizontal = (_gaussian_band(size, window).to(rendered) for size in (height, width))
+    vertical, horizontal = (_gaussian_band(size, window, rendered.device) for size in (height, width))
     moments = vertical @ torch.cat([x, y, x * x, y * y, x * y]) @ horizontal.T
     return _similarity_of_moments(moments).mean()
 
@@ -73,12 +73,10 @@ def _similarity_of_moments(moments: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _gaussian_band(size: int, window: int) -> Tensor:
-    """[size - window + 1, size], the matrix that blurs a line of `size` cells wherever the window fits."""
-    offsets = torch.arange(window) - window // 2
-    weights = torch.softmax(-offsets.square() / (2 * SIGMA**2), dim=0)
-    rows = size - window + 1
-    band = torch.zeros(rows, size)
-    for row in range(rows):
-        band[row, row : row + window] = weights
-    return band
+def _gaussian_band(size: int, window: int, device: torch.device) -> Tensor:
+    """Return [size - window + 1, size], the matrix that blurs a line of `size` cells wherever the window fits."""
+    # Made on the device: nothing is copied there.
+    cells, rows = (torch.arange(count, device=device) for count in (size, size - window + 1))
+    offsets = cells - rows[:, None] - window // 2  # [size - window + 1, size]
+    weights = torch.where(offsets.abs() <= window // 2, torch.exp(-offsets.square() / (2 * SIGMA**2)), 0.0)
+    return weights / weights.sum(dim=1, keepdim=True)

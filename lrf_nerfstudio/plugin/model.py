@@ -150,7 +150,7 @@ class LatentSplatfactoModel(SplatfactoModel):
         )
         self.step = 0
         self.crop_box: OrientedBox | None = None
-        self._scene_color = self._read_scene_color()
+        self._scene_color = _plain_or_none(self.scene_background)
         random_color = self.config.background_color == "random"
         self._viewer_color = None if random_color else _plain(get_color(self.config.background_color))
         self.image_metrics = ImageMetrics(download_lpips=self.config.download_lpips)
@@ -216,7 +216,7 @@ class LatentSplatfactoModel(SplatfactoModel):
             parameter.data = torch.empty_like(saved, device=parameter.device)
         keys = Model.load_state_dict(self, state, **kwargs)
         self._backgrounds.forget()  # they depend on the normalization
-        self._scene_color = self._read_scene_color()
+        self._scene_color = _plain_or_none(state["scene_background"])
         return keys
 
     # ---------------------------------------------------------------- training
@@ -245,11 +245,21 @@ class LatentSplatfactoModel(SplatfactoModel):
             return replace(camera, viewmats=adjusted(camera.viewmats, self.camera_optimizer(camera.indices)))
 
     def get_metrics_dict(self, outputs: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
-        """`latent_psnr` of the rendered against the encoded field latents (data range 1), and `gaussian_count`."""
+        """Return what a training step reports besides its losses, on the device.
+
+        Returns:
+            `latent_psnr` of the rendered against the encoded field latents (data range 1), `gaussian_count` and, with a
+            camera optimizer, `camera_opt_translation_mean, ..._max` in scene units and `camera_opt_rotation_mean,
+            ..._max` in degrees (nerfstudio's own method of these names waits for the GPU).
+        """
         with torch.no_grad():
             latent_psnr = -10 * torch.log10(F.mse_loss(outputs["field"], batch["target"]))
         metrics = {"latent_psnr": latent_psnr, "gaussian_count": self.num_points}
-        self.camera_optimizer.get_metrics_dict(metrics)
+        if self.camera_optimizer.config.mode != "off":
+            translations, rotations = self.camera_optimizer.pose_adjustment.detach().split(3, dim=1)  # [views, 3] each
+            lengths = {"translation": translations.norm(dim=1), "rotation": torch.rad2deg(rotations.norm(dim=1))}
+            for name, values in lengths.items():
+                metrics |= {f"camera_opt_{name}_mean": values.mean(), f"camera_opt_{name}_max": values.max()}
         return metrics
 
     def get_loss_dict(
@@ -381,9 +391,6 @@ class LatentSplatfactoModel(SplatfactoModel):
             return torch.full((self.vae.latent_channels,), 0.5, device=self.device)  # the middle of the field's range
         return self._backgrounds.of(color)
 
-    def _read_scene_color(self) -> Color | None:
-        return _plain(self.scene_background) if torch.isfinite(self.scene_background).all() else None
-
     def set_background(self, background_color: Tensor) -> None:
         """Take the color that the viewer shows behind the Gaussians, RGB [3]; training does not see it."""
         self._viewer_color = _plain(background_color)
@@ -466,3 +473,8 @@ class LatentSplatfactoModel(SplatfactoModel):
 def _plain(color: Tensor) -> Color:
     """Return a color as plain numbers; reads it back where it is on a GPU."""
     return tuple(color.tolist())
+
+
+def _plain_or_none(color: Tensor) -> Color | None:
+    """Return a color as plain numbers, None where it is NaN."""
+    return _plain(color) if torch.isfinite(color).all() else None

@@ -78,6 +78,8 @@ class LatentPipeline(VanillaPipeline):
         )
         self.datamanager.to(device)
         dataset = self.datamanager.train_dataset
+        # Of the targets of training; in a list, which hides it from nn.Module.
+        self._target_maps: list[FieldNormalization] = []
         initial_state = self._initial_state() if test_mode == "val" else {}
         self._model = config.model.setup(
             scene_box=dataset.scene_box,
@@ -111,8 +113,8 @@ class LatentPipeline(VanillaPipeline):
             "background_rgb": dataset.background_rgb,
             "seed_points": self._seed_points(normalization),
         }
-        on_device = copy.deepcopy(normalization).to(datamanager.device)
-        datamanager.map_targets(on_device.to_field)
+        self._target_maps = [copy.deepcopy(normalization)]
+        datamanager.map_targets(copy.deepcopy(normalization).to(datamanager.device).to_field)
         return state
 
     def _seed_points(self, normalization: FieldNormalization) -> tuple[Tensor, Tensor] | None:
@@ -142,13 +144,22 @@ class LatentPipeline(VanillaPipeline):
         unexpected = [name for name in state_dict if not name.startswith(prefix)]
         if unexpected or f"{prefix}_extra_state" not in state_dict:
             raise UserError("The checkpoint was not written by latent-splatfacto.")
-        initial = copy.deepcopy(self.model.normalization)
-        keys = self.model.load_state_dict(
-            {name.removeprefix(prefix): value for name, value in state_dict.items()}, strict=True
-        )
-        if not initial.equals(self.model.normalization):  # the checkpoint's, of other photographs perhaps
-            self.datamanager.map_targets(lambda target: self.model.normalization.to_field(initial.to_latent(target)))
+        state = {name.removeprefix(prefix): value for name, value in state_dict.items()}
+        keys = self.model.load_state_dict(state, strict=True)
+        if self._target_maps:
+            self._map_targets_again({name: state[f"normalization.{name}"].cpu() for name in ("shift", "scale")})
         return keys
+
+    def _map_targets_again(self, buffers: dict[str, Tensor]) -> None:
+        """Map the targets of training with the normalization of a checkpoint, if it is one of other photographs."""
+        (before,) = self._target_maps
+        if all(torch.equal(value, before.state_dict()[name]) for name, value in buffers.items()):
+            return
+        after = copy.deepcopy(before)
+        after.load_state_dict(buffers)
+        self._target_maps = [after]
+        old, new = (copy.deepcopy(maps).to(self.datamanager.device) for maps in (before, after))
+        self.datamanager.map_targets(lambda target: new.to_field(old.to_latent(target)))
 
     # ---------------------------------------------------------------- evaluation
 

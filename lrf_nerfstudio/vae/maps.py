@@ -53,10 +53,6 @@ class FieldNormalization(nn.Module):
         normalization.scale.copy_(torch.where(constant, torch.ones_like(scale), scale))
         return normalization
 
-    def equals(self, other: "FieldNormalization") -> bool:
-        """Tell whether another normalization is the same map."""
-        return torch.equal(self.shift, other.shift) and torch.equal(self.scale, other.scale)
-
     def to_field(self, latents: Tensor) -> Tensor:
         """Latents [..., C, h, w] to field latents [..., h, w, C]; differentiable."""
         return (latents.movedim(-3, -1) - self.shift) / self.scale

@@ -11,6 +11,7 @@ import torch
 from commands import start, wait_until
 from in_process import make_trainer
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+from PIL import Image
 from tiny_scenes import Lens, write_scene
 from tiny_vaes import make_vae
 
@@ -116,6 +117,21 @@ def test_a_longer_run_goes_on_from_the_end(floor_scene, tiny_vae, tmp_path):
     trainer = make_trainer(floor_scene, tiny_vae, tmp_path / "second", 9, load_from=(models, None))
     trainer.train()
     assert only_checkpoint(trainer.base_dir)["step"] == 8
+
+
+def test_a_checkpoint_of_other_photographs_maps_the_targets_as_it_was_trained(tiny_vae, tmp_path):
+    scene, darker = (write_scene(tmp_path / name, views=9) for name in ("scene", "darker"))
+    for path in (darker / "images").iterdir():
+        with Image.open(path) as picture:
+            picture.point(lambda value: value // 2).save(path)
+    make_trainer(scene, tiny_vae, tmp_path / "first", 3).train()
+    models = run_folder(scene, tmp_path / "first") / "nerfstudio_models"
+    expected = make_trainer(scene, tiny_vae, tmp_path / "same", 5, load_from=(models, None)).pipeline
+    actual = make_trainer(darker, tiny_vae, tmp_path / "other", 5, load_from=(models, None)).pipeline
+    assert torch.equal(actual.model.normalization.shift, expected.model.normalization.shift)
+    for view, index in zip(actual.datamanager.train_views, range(8), strict=False):
+        latent = actual.model.vae.encode(actual.datamanager.train_dataset.photograph(index)[0][None])
+        torch.testing.assert_close(view.target, expected.model.normalization.to_field(latent), rtol=1e-3, atol=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------------- what goes wrong
