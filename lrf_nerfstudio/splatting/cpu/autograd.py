@@ -1,6 +1,6 @@
 """The CPU kernels as differentiable PyTorch functions."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,24 +45,27 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="cpu")
 
 
-def _zeros(*shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float32, device="cpu")
+def _or_zeros(gradient: Tensor | None, *shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float32, device="cpu") if gradient is None else gradient
 
 
-def _rows(tensor: Tensor, n: int) -> NDArray[Any]:
-    """A tensor as numpy array of n flat rows, without a copy where it is contiguous."""
-    return tensor.detach().contiguous().numpy().reshape(n, -1)
+def _flat(*tensors: Tensor) -> tuple[NDArray[Any], ...]:
+    """Return tensors as flat arrays, without a copy where they are contiguous."""
+    return tuple([tensor.detach().contiguous().numpy().reshape(-1) for tensor in tensors])
 
 
-def _flat(tensor: Tensor) -> NDArray[Any]:
-    return _rows(tensor, 1)[0]
+def _by_camera(*tensors: Tensor) -> list[tuple[NDArray[Any], ...]]:
+    """Return tensors [B, ...] as B tuples of flat arrays, without a copy where they are contiguous."""
+    n_cameras = tensors[0].shape[0]
+    rows = [tensor.detach().contiguous().numpy().reshape(n_cameras, -1) for tensor in tensors]
+    return [tuple([row[b] for row in rows]) for b in range(n_cameras)]
 
 
 def _camera_rows(viewmats: Tensor, Ks: Tensor, positions: Tensor) -> NDArray[np.float32]:
-    """What the projection kernels need of cameras, [B, CAMERA_SIZE]."""
-    poses, intrinsics = _rows(viewmats, len(viewmats)), _rows(Ks, len(Ks))
-    parts = [poses[:, [0, 1, 2, 4, 5, 6, 8, 9, 10]], poses[:, [3, 7, 11]], intrinsics[:, [0, 4, 2, 5]]]
-    return np.ascontiguousarray(np.concatenate([*parts, _rows(positions, len(positions))], axis=-1))
+    """Return what the projection kernels need of cameras [B, CAMERA_SIZE]."""
+    poses, intrinsics, places = (tensor.detach().numpy() for tensor in (viewmats, Ks, positions))
+    focals_and_centers = intrinsics[:, [0, 1, 0, 1], [0, 1, 2, 2]]
+    return np.concatenate([poses[:, :3, :3].reshape(-1, 9), poses[:, :3, 3], focals_and_centers, places], axis=1)
 
 
 class Project(Function):
@@ -89,81 +92,71 @@ class Project(Function):
         Ks: Tensor,
         settings: RasterSettings,
     ) -> tuple[Tensor, ...]:
-        n_cameras, n, channels = len(viewmats), len(means), features.shape[-1]
-        degree = -1 if settings.sh_degree is None else settings.sh_degree
-        n_rest = features_rest.shape[1]
+        n_cameras, (n, channels) = len(viewmats), features.shape
+        gaussians = _flat(means, quats, scales, opacities, features, features_rest)
         cameras = _camera_rows(viewmats, Ks, positions)
+        view, harmonics = _view(settings), _harmonics(settings, features_rest)
         radii = _empty(n_cameras, n, dtype=torch.int32)
         means2d, depths, conics = _empty(n_cameras, n, 2), _empty(n_cameras, n), _empty(n_cameras, n, 3)
         compensations = _empty(n_cameras, n)
-        colors = _empty(n_cameras, n if degree >= 0 else 0, channels)
-        inputs = [_flat(tensor) for tensor in (means, quats, scales, opacities, features, features_rest)]
-        outputs = [_rows(tensor, n_cameras) for tensor in (radii, means2d, depths, conics, compensations, colors)]
-        for b in range(n_cameras):
-            threads.run(
-                projection_kernels.project,
-                threads.even_ranges(n, projection_kernels.CHUNK),
-                *inputs,
-                cameras[b],
-                float(settings.width),
-                float(settings.height),
-                float(settings.near_plane),
-                float(settings.far_plane),
-                float(settings.eps2d),
-                degree,
-                n_rest,
-                channels,
-                *(rows[b] for rows in outputs),
-            )
-        ctx.save_for_backward(means, quats, scales, features, features_rest, radii)
+        colors = _empty(n_cameras, 0 if settings.sh_degree is None else n, channels)
+        outputs = radii, means2d, depths, conics, compensations, colors
+        ranges = threads.even_ranges(n, projection_kernels.CHUNK)
+        for camera, projected in zip(cameras, _by_camera(*outputs), strict=True):
+            threads.run(projection_kernels.project, ranges, gaussians, camera, view, harmonics, projected)
+        ctx.save_for_backward(means, quats, scales, opacities, features, features_rest, radii)
         ctx.cameras, ctx.settings = cameras, settings
         ctx.mark_non_differentiable(radii)
         ctx.set_materialize_grads(False)
-        return radii, means2d, depths, conics, compensations, colors
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *v_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        means, quats, scales, features, features_rest, radii = ctx.saved_tensors
-        settings = ctx.settings
+        means, quats, scales, opacities, features, features_rest, radii = ctx.saved_tensors
         n_cameras, n = radii.shape
-        channels = features.shape[-1]
-        degree = -1 if settings.sh_degree is None else settings.sh_degree
-        n_rest = features_rest.shape[1]
-        inputs = [_flat(tensor) for tensor in (means, quats, scales, features, features_rest)]
-        shapes = [(n, 2), (n,), (n, 3), (n,), (n, channels) if degree >= 0 else (0, channels)]
-        given = [
-            gradient if gradient is not None else _zeros(n_cameras, *shape)
-            for gradient, shape in zip(v_outputs[1:], shapes, strict=True)
-        ]
-        outputs = [_rows(tensor, n_cameras) for tensor in (radii, *given)]
-        v_means, v_quats, v_scales = _empty(n, 3), _empty(n, 4), _empty(n, 3)
-        v_features, v_features_rest = _empty(*features.shape), _empty(*features_rest.shape)
-        gradients = [_flat(tensor) for tensor in (v_means, v_quats, v_scales, v_features, v_features_rest)]
+        channels = features.shape[1]
+        plain = ctx.settings.sh_degree is None
+        shapes = [(n, 2), (n,), (n, 3), (n,), (0 if plain else n, channels)]
+        given = [_or_zeros(v, n_cameras, *shape) for v, shape in zip(v_outputs[1:], shapes, strict=True)]
+        gradients = [_empty(*tensor.shape) for tensor in (means, quats, scales, features, features_rest)]
+        gaussians = _flat(means, quats, scales, opacities, features, features_rest)
+        v_gaussians = _flat(*gradients)
+        view, harmonics = _view(ctx.settings), _harmonics(ctx.settings, features_rest)
         ranges = threads.even_ranges(n, projection_kernels.CHUNK)
         v_cameras = np.zeros((n_cameras, len(ranges), 15), np.float32)
-        for b in range(n_cameras):
+        by_camera = zip(ctx.cameras, _by_camera(radii), _by_camera(*given), v_cameras, strict=True)
+        for b, (camera, (radii_of_b,), v_projected, v_camera) in enumerate(by_camera):
             threads.run(
                 projection_kernels.project_backward,
                 ranges,
-                *inputs,
-                ctx.cameras[b],
-                float(settings.width),
-                float(settings.height),
-                float(settings.eps2d),
-                degree,
-                n_rest,
-                channels,
-                *(rows[b] for rows in outputs),
+                gaussians,
+                camera,
+                view,
+                harmonics,
+                radii_of_b,
+                v_projected,
                 b > 0,
-                *gradients,
-                v_cameras[b],
+                v_gaussians,
+                v_camera,
             )
         v_camera = torch.from_numpy(v_cameras.sum(axis=1))
-        v_viewmats = _zeros(n_cameras, 4, 4)
+        v_viewmats = torch.zeros(n_cameras, 4, 4, device="cpu")
         v_viewmats[:, :3, :3] = v_camera[:, :9].view(-1, 3, 3)
         v_viewmats[:, :3, 3] = v_camera[:, 9:12]
-        of_features = (v_features, v_features_rest) if degree >= 0 else (None, None)  # plain ones are blended
+        v_means, v_quats, v_scales, v_features, v_features_rest = gradients
+        of_features = (None, None) if plain else (v_features, v_features_rest)  # plain ones are blended as they are
         return v_means, v_quats, v_scales, None, *of_features, v_viewmats, v_camera[:, 12:], None, None
+
+
+def _view(settings: RasterSettings) -> tuple[float, ...]:
+    """Return what the projection kernels call `view`."""
+    size = float(settings.width), float(settings.height)
+    return *size, float(settings.near_plane), float(settings.far_plane), float(settings.eps2d)
+
+
+def _harmonics(settings: RasterSettings, features_rest: Tensor) -> tuple[int, int, int]:
+    """Return what the projection kernels call `harmonics`."""
+    return -1 if settings.sh_degree is None else settings.sh_degree, *features_rest.shape[1:]
 
 
 class Blend(Function):
@@ -185,144 +178,126 @@ class Blend(Function):
         radii: Tensor,
         settings: RasterSettings,
     ) -> tuple[Tensor, ...]:
-        n_cameras, channels = len(means2d), colors.shape[-1]
-        width, height, with_depth = settings.width, settings.height, settings.render_depth
+        n_cameras, _, channels = colors.shape
+        width, height = settings.width, settings.height
         features = _empty(n_cameras, height, width, channels)
-        depth = _empty(n_cameras, height, width if with_depth else 0, 1)
-        alpha = _empty(n_cameras, height, width, 1)
-        transmittances = np.empty((n_cameras, height * width), np.float32)
-        last_pairs = np.empty((n_cameras, height * width), np.int32)
-        inputs = [_rows(tensor, n_cameras) for tensor in (means2d, conics, opacities, colors, depths)]
-        outputs = [_rows(tensor, n_cameras) for tensor in (features, depth, alpha)]
-        radius_rows = _rows(radii, n_cameras)
-        lists = []
-        for b in range(n_cameras):
-            binned = _bin(radius_rows[b], [rows[b] for rows in inputs], channels, settings)
-            _, records, tile_starts, pair_ranks, _, _ = binned
-            lists.append(binned)
-            threads.run(
-                tile_kernels.blend,
-                _tile_ranges(settings),
-                records,
-                tile_starts,
-                pair_ranks,
-                channels,
-                with_depth,
-                width,
-                height,
-                *(rows[b] for rows in outputs),
-                transmittances[b],
-                last_pairs[b],
-            )
-        ctx.save_for_backward(means2d, conics, opacities, colors, depth, alpha)
-        ctx.buffers = (transmittances, last_pairs, lists)
+        depth = _empty(n_cameras, height, width if settings.render_depth else 0, 1)
+        alpha, transmittances = _empty(n_cameras, height, width, 1), _empty(n_cameras, height, width)
+        last_pairs = _empty(n_cameras, height, width, dtype=torch.int32)
+        layout = channels, settings.render_depth, width, height
+        images = _by_camera(features, depth, alpha, transmittances, last_pairs)
+        splats = _by_camera(means2d, conics, opacities, colors, depths)
+        sorted_splats = []
+        for image, splats_of_b, (radii_of_b,) in zip(images, splats, _by_camera(radii), strict=True):
+            tiles = _sort_into_tiles(radii_of_b, splats_of_b, layout)
+            threads.run(tile_kernels.blend, _tile_ranges(width, height), tiles.lists, layout, image)
+            sorted_splats.append(tiles)
+        ctx.save_for_backward(means2d, conics, opacities, colors, depths, depth, alpha)
+        ctx.buffers = transmittances, last_pairs, sorted_splats
         ctx.settings = settings
         ctx.set_materialize_grads(False)
         return features, depth, alpha
 
     @staticmethod
     def backward(ctx: Any, *v_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        means2d, conics, opacities, colors, depth, alpha = ctx.saved_tensors
-        transmittances, last_pairs, lists = ctx.buffers
-        settings = ctx.settings
-        width, height, with_depth, absgrad = settings.width, settings.height, settings.render_depth, settings.absgrad
+        means2d, conics, opacities, colors, depths, depth, alpha = ctx.saved_tensors
+        transmittances, last_pairs, sorted_splats = ctx.buffers
+        width, height, absgrad = ctx.settings.width, ctx.settings.height, ctx.settings.absgrad
         n_cameras, n, channels = colors.shape
         v_features, v_depth, v_alpha = (
-            gradient if gradient is not None else _zeros(n_cameras, height, width, size)
-            for gradient, size in zip(v_outputs, (channels, 1, 1), strict=True)
+            _or_zeros(v, n_cameras, height, width, size) for v, size in zip(v_outputs, (channels, 1, 1), strict=True)
         )
-        inputs = [_rows(tensor, n_cameras) for tensor in (conics, opacities)]
-        images = [_rows(tensor, n_cameras) for tensor in (depth, alpha)]
-        v_images = [_rows(tensor, n_cameras) for tensor in (v_features, v_depth, v_alpha)]
-        v_means2d, v_conics, v_opacities = _empty(n_cameras, n, 2), _empty(n_cameras, n, 3), _empty(n_cameras, n)
+        v_means2d, v_abs = _empty(n_cameras, n, 2), _empty(n_cameras, n if absgrad else 0, 2)
+        v_conics, v_opacities = _empty(n_cameras, n, 3), _empty(n_cameras, n)
         v_colors, v_depths = _empty(n_cameras, n, channels), _empty(n_cameras, n)
-        v_abs = _empty(n_cameras, n if absgrad else 0, 2)
-        gradients = [
-            _rows(tensor, n_cameras) for tensor in (v_means2d, v_abs, v_conics, v_opacities, v_colors, v_depths)
-        ]
-        for b, (order, records, tile_starts, pair_ranks, pair_slots, pair_starts) in enumerate(lists):
-            v_pairs = _empty(len(pair_ranks), records.shape[1]).numpy()
+        layout = channels, ctx.settings.render_depth, width, height
+        of_cameras = zip(
+            sorted_splats,
+            _by_camera(means2d, conics, opacities, colors, depths),
+            _by_camera(depth, alpha, transmittances, last_pairs),
+            _by_camera(v_features, v_depth, v_alpha),
+            _by_camera(v_means2d, v_abs, v_conics, v_opacities, v_colors, v_depths),
+            strict=True,
+        )
+        for tiles, splats, image, v_image, v_splats in of_cameras:
+            v_pairs = _empty(len(tiles.pair_ranks), tiles.records.shape[1]).numpy()
             threads.run(
                 tile_kernels.blend_backward,
-                _tile_ranges(settings),
-                records,
-                tile_starts,
-                pair_ranks,
-                pair_slots,
-                channels,
-                with_depth,
+                _tile_ranges(width, height),
+                tiles.lists,
+                layout,
                 absgrad,
-                width,
-                height,
-                *(rows[b] for rows in images),
-                transmittances[b],
-                last_pairs[b],
-                *(rows[b] for rows in v_images),
+                image,
+                v_image,
                 v_pairs,
             )
             threads.run(
                 tile_kernels.gather_gradients,
                 threads.even_ranges(n, tile_kernels.CHUNK),
-                order,
-                pair_starts,
+                tiles.order,
+                tiles.pair_starts,
                 v_pairs,
-                *(rows[b] for rows in inputs),
-                channels,
-                with_depth,
+                splats,
+                layout,
                 absgrad,
-                *(rows[b] for rows in gradients),
+                v_splats,
             )
         if absgrad:
             means2d.absgrad = v_abs
         return v_means2d, v_conics, v_opacities, v_colors, v_depths, None, None
 
 
-def _tile_count(settings: RasterSettings) -> int:
+class _Tiles(NamedTuple):
+    """The visible Gaussians of one camera, sorted by depth and into tiles; see `tile_kernels`."""
+
+    order: NDArray[np.int32]
+    """Indices of the Gaussians [N], the V visible ones first, nearest first."""
+    records: NDArray[np.float32]
+    """[V, record size]."""
+    tile_starts: NDArray[np.int32]
+    """[tiles + 1]."""
+    pair_ranks: NDArray[np.int32]
+    """[M]: the Gaussian, as its place in `order`, of each pair of Gaussian and tile."""
+    pair_slots: NDArray[np.int32]
+    """[M]: where the gradients of each pair go."""
+    pair_starts: NDArray[np.int32]
+    """[V + 1]."""
+
+    @property
+    def lists(self) -> tuple[NDArray[Any], ...]:
+        """What the kernels that blend need."""
+        return self.records, self.tile_starts, self.pair_ranks, self.pair_slots
+
+
+def _tile_count(width: int, height: int) -> int:
     tile = tile_kernels.TILE
-    return -(-settings.width // tile) * -(-settings.height // tile)
+    return -(-width // tile) * -(-height // tile)
 
 
-def _tile_ranges(settings: RasterSettings) -> list[tuple[int, int]]:
-    return threads.even_ranges(_tile_count(settings), tile_kernels.TILES_AT_ONCE)
+def _tile_ranges(width: int, height: int) -> list[tuple[int, int]]:
+    return threads.even_ranges(_tile_count(width, height), tile_kernels.TILES_AT_ONCE)
 
 
-def _bin(
-    radii: NDArray[np.int32], gaussians: list[NDArray[np.float32]], channels: int, settings: RasterSettings
-) -> tuple[NDArray[Any], ...]:
-    """Sorts the Gaussians of one camera by depth and into tiles.
+def _sort_into_tiles(
+    radii: NDArray[np.int32], splats: tuple[NDArray[np.float32], ...], layout: tuple[int, bool, int, int]
+) -> _Tiles:
+    """Sort the Gaussians of one camera by depth and into tiles.
 
     Args:
         radii: [N].
-        gaussians: means2d, conics, opacities, colors and depths, flat.
-        channels: C.
-        settings: Size of the image, and whether depth is a channel.
-
-    Returns:
-        Order [N], records [V, record size], tile starts [tiles + 1], ranks and slots of the pairs of Gaussian and tile
-        [M] each, and pair starts [V + 1]; see `tile_kernels`.
+        splats: Flat means2d, conics, opacities, colors and depths.
+        layout: C, whether depth is one more channel, width and height of the image.
     """
-    with_depth, width, height = settings.render_depth, settings.width, settings.height
-    _, _, opacities, _, depths = gaussians
+    _, _, opacities, _, depths = splats
+    channels, with_depth, width, height = layout
     order, n_visible = tile_kernels.depth_order(radii, depths, opacities)
     ranges = threads.even_ranges(n_visible, tile_kernels.CHUNK)
     record_size = -(-(tile_kernels.HEADER + channels + with_depth) // LANES) * LANES
     records = _empty(n_visible, record_size).numpy()  # aligned to cache lines
     pair_counts = np.empty(n_visible, np.int32)
-    tile_counts = np.empty((len(ranges), _tile_count(settings)), np.int32)
-    pair_tiles = threads.run(
-        tile_kernels.pack,
-        ranges,
-        order,
-        *gaussians,
-        channels,
-        with_depth,
-        width,
-        height,
-        records,
-        pair_counts,
-        tile_counts,
-    )
+    tile_counts = np.empty((len(ranges), _tile_count(width, height)), np.int32)
+    pair_tiles = threads.run(tile_kernels.pack, ranges, order, splats, layout, records, pair_counts, tile_counts)
     tile_starts, pair_starts = tile_kernels.lay_out_pairs(pair_counts, tile_counts)
     pair_ranks, pair_slots = np.empty(tile_starts[-1], np.int32), np.empty(tile_starts[-1], np.int32)
     threads.run(tile_kernels.list_pairs, ranges, pair_starts, tile_counts, pair_ranks, pair_slots, of_range=pair_tiles)
-    return order, records, tile_starts, pair_ranks, pair_slots, pair_starts
+    return _Tiles(order, records, tile_starts, pair_ranks, pair_slots, pair_starts)

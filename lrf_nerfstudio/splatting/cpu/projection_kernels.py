@@ -280,32 +280,26 @@ def _weigh_coefficients(basis, lane, n_bases, constant, rest, first, channels, o
 
 
 @kernel
-def project(
-    begin,
-    end,
-    means,  # [N * 3]
-    quats,  # [N * 4]
-    scales,  # [N * 3]
-    opacities,  # [N]
-    features,  # [N * C], plain or the coefficients of degree 0
-    features_rest,  # [N * (K - 1) * C], those of the other harmonics
-    camera,  # [CAMERA_SIZE]
-    width,
-    height,
-    near_plane,
-    far_plane,
-    eps2d,
-    degree,  # of the harmonics; -1: features are plain
-    n_rest,  # K - 1
-    channels,  # C
-    radii,  # out [N]; 0: invisible, and all the other outputs are 0
-    means2d,  # out [N * 2]
-    depths,  # out [N]
-    conics,  # out [N * 3]
-    compensations,  # out [N]
-    colors,  # out [N * C]; not touched with plain features
-):
-    """Projects Gaussians begin..end."""
+def project(begin, end, gaussians, camera, view, harmonics, projected):
+    """Project Gaussians begin..end into a camera.
+
+    Arrays are flat; the last ones of `gaussians` and of `projected` are not touched where features are plain.
+
+    Args:
+        begin: First Gaussian.
+        end: One after the last.
+        gaussians: means [N * 3], quats [N * 4], scales [N * 3], opacities [N], features [N * C] (plain or the
+            coefficients of degree 0) and features_rest [N * (K - 1) * C] (those of the other harmonics).
+        camera: [CAMERA_SIZE].
+        view: width, height, near_plane, far_plane and eps2d.
+        harmonics: Their degree (-1: features are plain), K - 1, and C.
+        projected: Written: radii [N] (0: not visible, and all that follows is 0), means2d [N * 2], depths [N],
+            conics [N * 3], compensations [N] and colors [N * C].
+    """
+    means, quats, scales, opacities, features, features_rest = gaussians
+    width, height, near_plane, far_plane, eps2d = view
+    degree, n_rest, channels = harmonics
+    radii, means2d, depths, conics, compensations, colors = projected
     scratch = np.zeros((18, LANES), np.float32)
     basis = np.empty((16, LANES), np.float32)
     for first in range(begin, end, LANES):
@@ -501,36 +495,27 @@ def _quat_backward(quat, inverse_norm, v_scaled, scale):
 
 
 @kernel
-def project_backward(
-    begin,
-    end,
-    means,
-    quats,
-    scales,
-    features,
-    features_rest,
-    camera,
-    width,
-    height,
-    eps2d,
-    degree,
-    n_rest,
-    channels,
-    radii,
-    v_means2d,  # [N * 2]
-    v_depths,  # [N]
-    v_conics,  # [N * 3]
-    v_compensations,  # [N]
-    v_colors,  # [N * C]; read only with harmonics
-    add,  # whether gradients are added to those of other cameras, or written
-    v_means,  # out [N * 3]
-    v_quats,  # out [N * 4]
-    v_scales,  # out [N * 3]
-    v_features,  # out [N * C]; touched only with harmonics
-    v_features_rest,  # out [N * (K - 1) * C]; touched only with harmonics
-    v_cameras,  # out [chunks, 15]: rotation (9), translation (3), position (3)
-):
-    """Adjoint of `project`."""
+def project_backward(begin, end, gaussians, camera, view, harmonics, radii, v_projected, add, v_gaussians, v_cameras):
+    """Adjoint of `project`.
+
+    Args:
+        begin: First Gaussian, a multiple of `CHUNK`.
+        end: One after the last.
+        gaussians: As given to `project`.
+        camera: Likewise.
+        view: Likewise.
+        harmonics: Likewise.
+        radii: What `project` wrote [N].
+        v_projected: Gradients of means2d, depths, conics, compensations and colors (read only with harmonics).
+        add: Whether the gradients of the Gaussians are added to those of other cameras, or written.
+        v_gaussians: Written: gradients of means, quats, scales and, with harmonics, of features and features_rest.
+        v_cameras: Written, [chunks, 15]: gradients of rotation (9), translation (3) and position (3), from each chunk.
+    """
+    means, quats, scales, _, features, features_rest = gaussians
+    width, height, _, _, eps2d = view
+    degree, n_rest, channels = harmonics
+    v_means2d, v_depths, v_conics, v_compensations, v_colors = v_projected
+    v_means, v_quats, v_scales, v_features, v_features_rest = v_gaussians
     scratch = np.zeros((18, LANES), np.float32)
     basis = np.empty((16, LANES), np.float32)
     v_basis = np.zeros((16, LANES), np.float32)

@@ -184,24 +184,24 @@ def _row_span(scratch, lane, row, width):
 
 
 @kernel
-def pack(
-    begin,
-    end,
-    order,  # [V]
-    means2d,  # [N * 2]
-    conics,  # [N * 3]
-    opacities,  # [N]
-    colors,  # [N * C]
-    depths,  # [N]; the last channel if with_depth
-    channels,
-    with_depth,
-    width,
-    height,
-    records,  # out [V, record size]
-    pair_counts,  # out [V]: tiles that a Gaussian touches
-    tile_counts,  # out [chunks, tiles]: Gaussians of this chunk that touch a tile
-):
-    """Packs the Gaussians order[begin:end] into records, and returns the tiles that they touch, int32, one by one."""
+def pack(begin, end, order, splats, layout, records, pair_counts, tile_counts):
+    """Pack the Gaussians order[begin:end] into records.
+
+    Args:
+        begin: First rank, a multiple of `CHUNK`.
+        end: One after the last.
+        order: Indices of the Gaussians by depth [V].
+        splats: means2d [N * 2], conics [N * 3], opacities [N], colors [N * C] and depths [N].
+        layout: C, whether depth is one more channel, width and height of the image.
+        records: Written, [V, record size].
+        pair_counts: Written, [V]: how many tiles a Gaussian touches.
+        tile_counts: Written, [chunks, tiles]: how many Gaussians of this chunk touch a tile.
+
+    Returns:
+        The tiles that they touch, one by one, int32.
+    """
+    means2d, conics, opacities, colors, depths = splats
+    channels, with_depth, width, height = layout
     size = records.shape[1]
     tiles_x = (width + TILE - 1) // TILE
     counts = tile_counts[begin // CHUNK]
@@ -312,23 +312,20 @@ def _exponent(records, at, x, y):
 
 
 @kernel
-def blend(
-    begin,
-    end,
-    records,
-    tile_starts,
-    pair_ranks,
-    channels,
-    with_depth,
-    width,
-    height,
-    features,  # out [H * W * C]
-    depth,  # out [H * W]; not touched without depth
-    alpha,  # out [H * W]
-    transmittance,  # out [H * W]: 1 - alpha, exactly
-    last_pairs,  # out [H * W]: the last pair that was blended into a pixel, -1: none
-):
-    """Blends tiles begin..end front to back."""
+def blend(begin, end, lists, layout, image):
+    """Blend tiles begin..end front to back.
+
+    Args:
+        begin: First tile.
+        end: One after the last.
+        lists: records [V, record size], tile_starts [tiles + 1], pair_ranks [M] and pair_slots [M].
+        layout: As given to `pack`.
+        image: Written, for every pixel: features [H * W * C], depth (not touched without depth), alpha, transmittance
+            (1 - alpha, exactly) and the last pair that was blended (-1: none) [H * W].
+    """
+    records, tile_starts, pair_ranks, _ = lists
+    channels, with_depth, width, height = layout
+    features, depth, alpha, transmittance, last_pairs = image
     size = records.shape[1]
     groups = (channels + with_depth + 3) // 4
     tiles_x = (width + TILE - 1) // TILE
@@ -381,33 +378,27 @@ def blend(
 
 
 @kernel
-def blend_backward(
-    begin,
-    end,
-    records,
-    tile_starts,
-    pair_ranks,
-    pair_slots,
-    channels,
-    with_depth,
-    with_abs,
-    width,
-    height,
-    depth,
-    alpha,
-    transmittance,
-    last_pairs,
-    v_features,  # [H * W * C]
-    v_depth,  # [H * W]
-    v_alpha,  # [H * W]
-    v_pairs,  # out [M, record size]
-):
-    """Gradient records of the pairs of tiles begin..end, pair j in row pair_slots[j].
+def blend_backward(begin, end, lists, layout, with_abs, image, v_image, v_pairs):
+    """Compute the gradient records of the pairs in tiles begin..end.
 
-    Pairs are worked on in batches, back to front: first what depends on the pairs behind (transmittance, colour
+    Pairs are worked on in batches, back to front: first what depends on the pairs behind (transmittance, color
     behind), then, pair by pair, the sums over pixels. Kept apart, either loop has its next turns under way before one
     is finished.
+
+    Args:
+        begin: First tile.
+        end: One after the last.
+        lists: As given to `blend`.
+        layout: Likewise.
+        with_abs: Whether sums of absolute values are needed.
+        image: depth, alpha, transmittance and last pairs, as `blend` wrote them.
+        v_image: Gradients of features, depth and alpha.
+        v_pairs: Written, [M, record size]: the gradient record of pair j in row pair_slots[j].
     """
+    records, tile_starts, pair_ranks, pair_slots = lists
+    channels, with_depth, width, height = layout
+    depth, alpha, transmittance, last_pairs = image
+    v_features, v_depth, v_alpha = v_image
     size = records.shape[1]
     groups = (channels + with_depth + 3) // 4
     tiles_x = (width + TILE - 1) // TILE
@@ -510,25 +501,24 @@ def blend_backward(
 
 
 @kernel
-def gather_gradients(
-    begin,
-    end,
-    order,  # [N]
-    pair_starts,  # [V + 1]
-    v_pairs,
-    conics,
-    opacities,
-    channels,
-    with_depth,
-    with_abs,
-    v_means2d,  # out [N * 2]
-    v_abs,  # out [N * 2]; touched only with_abs
-    v_conics,  # out [N * 3]
-    v_opacities,  # out [N]
-    v_colors,  # out [N * C]
-    v_depths,  # out [N]
-):
-    """Sums the gradient records of Gaussians order[begin:end] and turns them into gradients of their parameters."""
+def gather_gradients(begin, end, order, pair_starts, v_pairs, splats, layout, with_abs, v_splats):
+    """Sum the gradient records of Gaussians order[begin:end] and turn them into gradients of their parameters.
+
+    Args:
+        begin: First rank.
+        end: One after the last; all N have one, the visible ones come first.
+        order: As given to `pack`, [N].
+        pair_starts: What `lay_out_pairs` returned, [V + 1].
+        v_pairs: What `blend_backward` wrote.
+        splats: As given to `pack`.
+        layout: Likewise.
+        with_abs: Whether `v_abs` is written.
+        v_splats: Written: gradients of means2d, their absolute values v_abs [N * 2], and those of conics, opacities,
+            colors and depths.
+    """
+    _, conics, opacities, _, _ = splats
+    channels, with_depth, _, _ = layout
+    v_means2d, v_abs, v_conics, v_opacities, v_colors, v_depths = v_splats
     size = v_pairs.shape[1]
     total = np.empty(size, np.float32)
     for rank in range(begin, end):
