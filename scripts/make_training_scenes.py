@@ -1,0 +1,77 @@
+"""Make ray-traced scenes to train autoencoders on: any number by seed, with exact cameras and correspondences.
+
+Each seed has its own layout, shapes, materials, light and camera path; the scene of a seed is the same at every run.
+Every folder is a scene in nerfstudio's format with a COLMAP model, whose tracks are exact: stage I finds its
+correspondences there. Run again after an interruption, the command goes on where it was. To share the work, start
+several processes with --num-shards and a --shard-index each; NUMBA_NUM_THREADS limits the threads of each.
+
+Example: `python scripts/make_training_scenes.py --output scenes --count 100`, then
+`python scripts/finetune_stage1.py --scenes scenes/* --vae madebyollin/taesd --output taesd-stage1`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+from lrf_nerfstudio.synthetic.random_scenes import random_scene
+from lrf_nerfstudio.synthetic.writer import PictureConfig, is_there, settings_of, write_scene
+from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+
+
+@dataclass
+class TrainingScenes(PictureConfig):
+    """Make training scenes by seed."""
+
+    output: Path = Path("scenes")
+    """Folder of the scenes; the scene of seed 7 is in `scene_00007`."""
+    count: int = 100
+    """Number of scenes."""
+    first_seed: int = 0
+    """Seed of the first scene; the others follow it."""
+    num_shards: int = 1
+    """Processes that share the scenes."""
+    shard_index: int = 0
+    """Which of them this is, from 0."""
+
+
+def make_training_scenes(config: TrainingScenes) -> None:
+    """Make the scenes of this process that are not there yet; one that fails is reported and left out.
+
+    Raises:
+        UserError: An option is out of range, or scenes failed.
+    """
+    config.check()
+    if config.count < 1 or config.first_seed < 0:
+        raise UserError("--count must be 1 or more and --first-seed 0 or more.")
+    if not 0 <= config.shard_index < config.num_shards:
+        raise UserError(f"--shard-index is from 0 to --num-shards - 1, which is {config.num_shards - 1}.")
+    last = config.first_seed + config.count
+    seeds, failed = range(config.first_seed, last)[config.shard_index :: config.num_shards], list[int]()
+    console = Console()
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as bar:
+        task = bar.add_task("Views", total=len(seeds) * config.views)
+        for number, seed in enumerate(seeds, start=1):
+            folder, settings = config.output / f"scene_{seed:05d}", settings_of(config, "random", seed)
+            try:
+                if not is_there(folder, settings):
+                    scene, cameras = random_scene(seed, config.views, config.size)
+                    write_scene(folder, scene, cameras, settings, lambda: bar.advance(task))
+            except UserError as error:
+                failed.append(seed)
+                console.print(f"Scene {seed} is left out: {error}", markup=False, style="red")
+            except Exception:  # whatever it is, the other scenes can be had
+                failed.append(seed)
+                console.print_exception()
+            bar.update(task, completed=number * config.views)
+    console.print(f"{config.output} has {len(seeds) - len(failed)} scenes of this process.", markup=False)
+    if failed:
+        names = ", ".join(map(str, failed))
+        raise UserError(f"{len(failed)} of {len(seeds)} scenes failed, for the reasons above: seeds {names}.")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        make_training_scenes(tyro.cli(TrainingScenes, description=__doc__))
