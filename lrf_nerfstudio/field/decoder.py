@@ -104,7 +104,7 @@ class SceneDecoder(nn.Module):
         blocks: residual blocks.
     """
 
-    def __init__(self, channels: int, factor: int, cell: int = 4, width: int = 32, blocks: int = 3) -> None:
+    def __init__(self, channels: int, factor: int, cell: int = 4, width: int = 32, blocks: int = 2) -> None:
         super().__init__()
         assert PHASES * factor % cell == 0, f"cell must divide {PHASES} * {factor}: {cell}"
         self.channels, self.factor, self.cell, self.width, self.blocks = channels, factor, cell, width, blocks
