@@ -5,8 +5,7 @@ the very end, as ESPCN (Shi et al. 2016) and EDSR (Lim et al. 2017) do for super
 
 The field is rendered once, on the dense grid. It has 2 x 2 cells in the place of each cell of the decoder's grid, and
 k x k in the place of each latent pixel of the VAE (k is `SceneDecoder.density`). The means of these k x k are the field
-latent that the VAE's decoder takes. The dilation of the dense grid is the same in square image pixels, k^2 times as
-many square dense cells as square latent pixels: small Gaussians are then as visible as on the VAE's grid.
+latents that the VAE's decoder takes.
 """
 
 import random
@@ -23,6 +22,9 @@ from lrf_nerfstudio.vae.maps import FieldNormalization, LinearRGB
 
 PHASES = 2
 """Dense cells in the place of a cell of the decoder's grid, along each axis."""
+
+MIN_DILATION = 0.05
+"""Square dense cells that are added to the covariance of every projected Gaussian at least."""
 
 
 def mean_of_cells(dense: Tensor, cells: int) -> Tensor:
@@ -102,7 +104,7 @@ class SceneDecoder(nn.Module):
         blocks: residual blocks.
     """
 
-    def __init__(self, channels: int, factor: int, cell: int = 4, width: int = 32, blocks: int = 3) -> None:
+    def __init__(self, channels: int, factor: int, cell: int = 4, width: int = 32, blocks: int = 2) -> None:
         super().__init__()
         assert PHASES * factor % cell == 0, f"cell must divide {PHASES} * {factor}: {cell}"
         self.channels, self.factor, self.cell, self.width, self.blocks = channels, factor, cell, width, blocks
@@ -125,6 +127,19 @@ class SceneDecoder(nn.Module):
     def density(self) -> int:
         """k, dense cells in the place of a latent pixel of the VAE, along each axis."""
         return PHASES * self.factor // self.cell
+
+    def dense_dilation(self, dilation: float) -> float:
+        """Return the dilation of the dense grid with which its means are as sharp as the VAE's grid with `dilation`.
+
+        Taking the mean of k x k cells blurs by the variance of their centers, (k^2 - 1) / 12 square dense cells.
+
+        Args:
+            dilation: in square latent pixels.
+
+        Returns:
+            In square dense cells; not less than `MIN_DILATION`, below which Gaussians would fall between the cells.
+        """
+        return max(dilation * self.density**2 - (self.density**2 - 1) / 12, MIN_DILATION)
 
     @property
     def margin(self) -> int:

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fake_cuda import fake_cuda
-from gaussian_scenes import arguments, random_scene
 
 from lrf_nerfstudio.field.decoder import (
     PHASES,
@@ -18,7 +17,7 @@ from lrf_nerfstudio.field.decoder import (
     windows,
 )
 from lrf_nerfstudio.field.similarity import picture_similarity
-from lrf_nerfstudio.splatting import RasterSettings, rasterize
+from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import read_tensors, write_tensors
 from lrf_nerfstudio.vae import FieldNormalization, LinearRGB
@@ -63,20 +62,31 @@ def test_it_starts_from_the_linear_map_of_the_latents(channels, factor, cell):
     torch.testing.assert_close(decoder.decode(dense, height, width), enlarged[:height, :width].clamp(0, 1))
 
 
-def test_the_mean_of_dense_cells_is_the_coarse_grid():
-    """A field rendered densely, with the dilation that is the same in pixels, and averaged: the coarse render."""
-    scene = {name: value.float() for name, value in random_scene(n=10, width=32, height=24).items()}
-    gaussians, viewmats, Ks = arguments(scene)
+@pytest.mark.parametrize("cell", [4, 2])
+def test_means_of_the_dense_grid_are_as_sharp_as_the_coarse_grid(cell):
+    """A Gaussian rendered densely and averaged has the width that it has on the VAE's grid."""
+    decoder, dilation = SceneDecoder(1, 4, cell), 0.5
+    gaussians = Gaussians(
+        means=torch.tensor([[0.02, -0.03, 1.0]]),
+        quats=torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
+        scales=torch.full((1, 3), 0.05),  # one latent pixel
+        opacities=torch.tensor([0.9]),
+        features=torch.ones(1, 1),
+    )
 
-    def rendered(cells: int) -> torch.Tensor:
-        settings = RasterSettings(32 * cells, 24 * cells, eps2d=0.1 * cells**2, render_depth=False)
-        scaled = torch.cat([Ks[:, :2] * cells, Ks[:, 2:]], dim=1)
-        return rasterize(gaussians, viewmats, scaled, settings).features[0]
+    def variance(cells: int, eps2d: float) -> float:
+        """Of a column's place, in square latent pixels."""
+        focal, side = 20.0 * cells, 24 * cells
+        K = torch.tensor([[focal, 0.0, side / 2], [0.0, focal, side / 2], [0.0, 0.0, 1.0]])
+        settings = RasterSettings(side, side, eps2d=eps2d, render_depth=False)
+        columns = mean_of_cells(rasterize(gaussians, torch.eye(4)[None], K[None], settings).features[0], cells).sum(0)
+        weights, places = (columns / columns.sum())[:, 0], torch.arange(24.0)
+        return float((weights * (places - (weights * places).sum()).square()).sum())
 
-    coarse = rendered(1)
-    assert coarse.std() > 0.3  # there is something to be seen
-    difference = mean_of_cells(rendered(2), 2) - coarse
-    assert difference.square().mean().sqrt() < 0.01 * coarse.std()
+    coarse, k = variance(1, dilation), decoder.density
+    assert variance(k, decoder.dense_dilation(dilation)) == pytest.approx(coarse, rel=0.01)
+    assert variance(k, dilation * k**2) > 1.03 * coarse
+    assert decoder.dense_dilation(0.0) > 0
 
 
 def test_the_mean_of_more_cells():
