@@ -1,4 +1,4 @@
-"""What a field is fitted by: SSIM on latent grids, and of pictures."""
+"""What a field is fitted by: L1 and SSIM, of latent grids and of pictures."""
 
 from functools import lru_cache
 
@@ -9,6 +9,29 @@ from torch import Tensor
 WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
 """The constants of Wang et al. 2004, as everywhere in Gaussian splatting."""
+
+
+def fitting_loss(rendered: Tensor, target: Tensor, mask: Tensor | None, ssim_weight: float) -> Tensor:
+    """Return (1 - w) L1 + w (1 - SSIM) of latents, inside the masks: the loss of 3DGS (Kerbl et al. 2023) and of LRF.
+
+    Args:
+        rendered: [B, h, w, C], field latents.
+        target: [B, h, w, C], what they are to be.
+        mask: [B, h, w], True where a cell counts; None: everywhere.
+        ssim_weight: w.
+    """
+    l1 = (rendered - target).abs()
+    if mask is None:
+        loss = l1.mean()
+    else:
+        weight = mask[..., None]
+        loss = (l1 * weight).sum() / (weight.sum() * l1.shape[-1]).clamp(min=1)
+        rendered, target = rendered * weight, target * weight
+    if ssim_weight == 0:
+        return loss
+    # The mean over views and channels: SSIM looks at each by itself.
+    similarity = structural_similarity(rendered.movedim(0, 2).flatten(2), target.movedim(0, 2).flatten(2))
+    return (1 - ssim_weight) * loss + ssim_weight * (1 - similarity)
 
 
 def structural_similarity(rendered: Tensor, target: Tensor) -> Tensor:

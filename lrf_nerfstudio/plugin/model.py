@@ -1,6 +1,5 @@
 """Gaussians whose color is a latent: splatfacto with C channels, rendered on the latent grid and decoded by a VAE."""
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -11,21 +10,21 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.model_components import renderers
 from nerfstudio.models.base_model import Model
-from nerfstudio.models.splatfacto import RGB2SH, SH2RGB, SplatfactoModel, SplatfactoModelConfig
+from nerfstudio.models.splatfacto import RGB2SH, SH2RGB, SplatfactoModel
 from nerfstudio.utils.colors import get_color
 from nerfstudio.viewer.viewer_elements import ViewerDropdown
 from torch import Tensor
 from torch.nn import Parameter, ParameterDict
-from tyro.conf import Suppress
 
 from lrf_nerfstudio.evaluation.metrics import ImageMetrics
 from lrf_nerfstudio.evaluation.views import compare_view
 from lrf_nerfstudio.field import LatentField
-from lrf_nerfstudio.field.backgrounds import Backgrounds, Color
+from lrf_nerfstudio.field.backgrounds import Background, plain_color
 from lrf_nerfstudio.field.cameras import GridCamera, adjusted, enlarged
 from lrf_nerfstudio.field.seeding import SH_C0, fair_sample, first_gaussians
-from lrf_nerfstudio.field.similarity import structural_similarity
+from lrf_nerfstudio.field.similarity import fitting_loss
 from lrf_nerfstudio.plugin.cameras import grid_camera
+from lrf_nerfstudio.plugin.splatfacto import ReducedSplatfactoModelConfig
 from lrf_nerfstudio.plugin.viewer import preview_cell, viewer_is_moving
 from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
 from lrf_nerfstudio.splatting.strategies import DensificationConfig, Strategy, make_strategy
@@ -35,7 +34,7 @@ from lrf_nerfstudio.vae import VAE, FieldNormalization, LinearRGB
 
 
 @dataclass
-class LatentSplatfactoModelConfig(SplatfactoModelConfig):
+class LatentSplatfactoModelConfig(ReducedSplatfactoModelConfig):
     """Configuration of the latent radiance field."""
 
     _target: type = field(default_factory=lambda: LatentSplatfactoModel)
@@ -50,32 +49,6 @@ class LatentSplatfactoModelConfig(SplatfactoModelConfig):
     """Whether the weights of LPIPS may be downloaded when they are not in PyTorch's cache; otherwise it is left out."""
     sh_degree_interval: int = 500
     """Every n steps turn on another degree of the spherical harmonics."""
-    # Options of splatfacto in whose place `densification` is.
-    warmup_length: Suppress[int] = 0
-    refine_every: Suppress[int] = 0
-    cull_alpha_thresh: Suppress[float] = 0.0
-    cull_scale_thresh: Suppress[float] = 0.0
-    reset_alpha_every: Suppress[int] = 0
-    densify_grad_thresh: Suppress[float] = 0.0
-    use_absgrad: Suppress[bool] = False
-    densify_size_thresh: Suppress[float] = 0.0
-    n_split_samples: Suppress[int] = 0
-    cull_screen_size: Suppress[float] = 0.0
-    split_screen_size: Suppress[float] = 0.0
-    stop_screen_size_at: Suppress[int] = 0
-    stop_split_at: Suppress[int] = 0
-    # Options of splatfacto that have no meaning on a latent grid.
-    resolution_schedule: Suppress[int] = 0
-    num_downscales: Suppress[int] = 0
-    use_bilateral_grid: Suppress[bool] = False
-    grid_shape: Suppress[tuple[int, int, int]] = (16, 16, 8)
-    color_corrected_metrics: Suppress[bool] = False
-    # And of models that march along rays.
-    enable_collider: Suppress[bool] = False
-    collider_params: Suppress[dict[str, float] | None] = None
-    loss_coefficients: Suppress[dict[str, float]] = field(default_factory=dict)
-    eval_num_rays_per_chunk: Suppress[int] = 4096
-    prompt: Suppress[str | None] = None
 
 
 class FieldRender(NamedTuple):
@@ -128,12 +101,9 @@ class LatentSplatfactoModel(SplatfactoModel):
         normalization, linear_rgb, background_rgb = self._initial_maps
         self.normalization = normalization or FieldNormalization(channels)
         self.linear_rgb = linear_rgb or LinearRGB(channels)
-        # The background that belongs to the scene; NaN where the photographs are opaque and it does not matter.
-        self.scene_background: Tensor
-        self.register_buffer(
-            "scene_background", torch.full((3,), math.nan) if background_rgb is None else background_rgb
-        )
-        self._backgrounds = Backgrounds(self.vae, self.normalization)
+        random_color = self.config.background_color == "random"
+        training_color = None if random_color else plain_color(get_color(self.config.background_color))
+        self.background = Background(self.vae, self.normalization, background_rgb, training_color)
 
         if self.seed_points is not None and not self.config.random_init:
             means, latents = self.seed_points
@@ -150,9 +120,6 @@ class LatentSplatfactoModel(SplatfactoModel):
         )
         self.step = 0
         self.crop_box: OrientedBox | None = None
-        self._scene_color = _plain_or_none(self.scene_background)
-        random_color = self.config.background_color == "random"
-        self._viewer_color = None if random_color else _plain(get_color(self.config.background_color))
         self.image_metrics = ImageMetrics(download_lpips=self.config.download_lpips)
         self.viewer_preview = ViewerDropdown(
             "While moving, show", self.config.viewer_preview, ["latent_rgb", "decoded"]
@@ -214,10 +181,7 @@ class LatentSplatfactoModel(SplatfactoModel):
                 )
             # In place: the optimizers, made before a checkpoint is loaded, hold these very parameters.
             parameter.data = torch.empty_like(saved, device=parameter.device)
-        keys = Model.load_state_dict(self, state, **kwargs)
-        self._backgrounds.forget()  # they depend on the normalization
-        self._scene_color = _plain_or_none(state["scene_background"])
-        return keys
+        return Model.load_state_dict(self, state, **kwargs)
 
     # ---------------------------------------------------------------- training
 
@@ -273,17 +237,8 @@ class LatentSplatfactoModel(SplatfactoModel):
             metrics_dict: not used.
         """
         with self._full_precision():
-            rendered, target = outputs["field"], batch["target"]
-            l1 = (rendered - target).abs()
-            if "mask" in batch:
-                mask = batch["mask"][..., None]
-                l1 = (l1 * mask).sum() / (mask.sum() * l1.shape[-1]).clamp(min=1)
-                rendered, target = rendered * mask, target * mask
-            losses = {"main_loss": (1 - self.config.ssim_lambda) * l1.mean()}
-            if self.config.ssim_lambda > 0:
-                # The mean over views and channels; SSIM looks at each by itself.
-                similarity = structural_similarity(rendered.movedim(0, 2).flatten(2), target.movedim(0, 2).flatten(2))
-                losses["main_loss"] = losses["main_loss"] + self.config.ssim_lambda * (1 - similarity)
+            loss = fitting_loss(outputs["field"], batch["target"], batch.get("mask"), self.config.ssim_lambda)
+            losses = {"main_loss": loss}
             if self.config.use_scale_regularization and self.step % 10 == 0:
                 extent = torch.exp(self.scales)
                 ratio = extent.amax(dim=-1) / extent.amin(dim=-1)
@@ -326,7 +281,9 @@ class LatentSplatfactoModel(SplatfactoModel):
                 self.means, self.quats, torch.exp(self.scales), opacities, self.features_dc, self.features_rest
             )
             features, depth, alpha, self.info = rasterize(gaussians, camera.viewmats, camera.Ks, settings)
-            return FieldRender(features + (1 - alpha) * self.background(), alpha, depth)
+            asked_for = renderers.BACKGROUND_COLOR_OVERRIDE  # by ns-render and the viewer, inside a crop box
+            background = self.background(None if asked_for is None else plain_color(asked_for))
+            return FieldRender(features + (1 - alpha) * background, alpha, depth)
 
     @torch.no_grad()
     def render(self, camera: GridCamera, decode: bool = True) -> dict[str, Any]:
@@ -374,26 +331,9 @@ class LatentSplatfactoModel(SplatfactoModel):
         rendered = self.render(grid_camera(camera, cell, self.device), decode=not preview)
         return {name: rendered[name] for name in ("rgb", "latent_rgb", "depth", "accumulation")}
 
-    # ---------------------------------------------------------------- background
-
-    def background(self) -> Tensor:
-        """Return the field latent [C] behind the Gaussians."""
-        color = self._scene_color
-        if self.training and color is None:
-            if self.config.background_color == "random":
-                # As splatfacto: a background that changes at every step cannot stand in for opaque Gaussians.
-                return torch.rand(self.vae.latent_channels, device=self.device)
-            color = _plain(get_color(self.config.background_color))
-        elif not self.training:
-            asked_for = renderers.BACKGROUND_COLOR_OVERRIDE
-            color = _plain(asked_for) if asked_for is not None else color or self._viewer_color
-        if color is None:
-            return torch.full((self.vae.latent_channels,), 0.5, device=self.device)  # the middle of the field's range
-        return self._backgrounds.of(color)
-
     def set_background(self, background_color: Tensor) -> None:
         """Take the color that the viewer shows behind the Gaussians, RGB [3]; training does not see it."""
-        self._viewer_color = _plain(background_color)
+        self.background.viewer_color = plain_color(background_color)
 
     # ---------------------------------------------------------------- evaluation
 
@@ -468,13 +408,3 @@ class LatentSplatfactoModel(SplatfactoModel):
     def colors(self) -> Tensor:
         """[N, 3], the Gaussians' mean colors."""
         return SH2RGB(self.shs_0)
-
-
-def _plain(color: Tensor) -> Color:
-    """Return a color as plain numbers; reads it back where it is on a GPU."""
-    return tuple(color.tolist())
-
-
-def _plain_or_none(color: Tensor) -> Color | None:
-    """Return a color as plain numbers, None where it is NaN."""
-    return _plain(color) if torch.isfinite(color).all() else None

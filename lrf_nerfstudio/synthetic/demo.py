@@ -16,7 +16,9 @@ BLUE, WHITE, BLACK, BROWN = (0.04, 0.16, 0.5), (0.85, 0.83, 0.78), (0.03, 0.035,
 
 def demo_scene(seed: int) -> Scene:
     """Return the demo's still life: some things on a carpet in a meadow, within 1.8 units of the origin."""
-    meadow = Material(Pattern.CLOUDS, [(0.04, 0.1, 0.02), (0.1, 0.16, 0.03), (0.2, 0.22, 0.05), (0.26, 0.26, 0.08)], 1.5, 0.7)
+    meadow = Material(
+        Pattern.CLOUDS, [(0.04, 0.1, 0.02), (0.1, 0.16, 0.03), (0.2, 0.22, 0.05), (0.26, 0.26, 0.08)], 1.5, 0.7
+    )
     carpet = Material(Pattern.ROSETTE, [RED, (0.62, 0.45, 0.2), BLUE, WHITE], 0.35, 0.4)
     bricks = Material(
         Pattern.BRICKS, [(0.4, 0.09, 0.04), (0.5, 0.16, 0.07), (0.58, 0.22, 0.1), (0.5, 0.47, 0.42)], 0.22, 0.5

@@ -2,7 +2,6 @@
 
 import colorsys
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -104,7 +103,9 @@ def _material(rng: Generator, extent: float, ground: bool = False) -> Material:
 
 
 def _picture(rng: Generator, extent: float) -> Material:
-    return Material(Pattern.PICTURE, _colors(rng, 0.4, ramp=False), 2 * extent, gloss=0.3 if rng.uniform() < 0.3 else 0.0)
+    return Material(
+        Pattern.PICTURE, _colors(rng, 0.4, ramp=False), 2 * extent, gloss=0.3 if rng.uniform() < 0.3 else 0.0
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -259,7 +260,9 @@ def _wall(rng: Generator, views: int) -> Layout:
             if rng.uniform() < 0.6:
                 depth = rng.uniform(0.02, 0.25)
                 size, center = (0.47 * cell, depth, 0.47 * cell), (column * cell, 0.0, 0.3 + line * cell)
-                objects.append(Object((Shape.BOX, Shape.PILLOW)[rng.integers(2)], size, center, stones[rng.integers(3)]))
+                objects.append(
+                    Object((Shape.BOX, Shape.PILLOW)[rng.integers(2)], size, center, stones[rng.integers(3)])
+                )
     shelf = 1.45
     objects.append(Object(Shape.BOX, (2.4, 0.25, 0.04), (0.0, -0.25, shelf - 0.04), _material(rng, 1.0)))
     for x in np.arange(-2.0, 2.1, 0.5):

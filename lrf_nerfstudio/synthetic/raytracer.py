@@ -26,7 +26,6 @@ from lrf_nerfstudio.synthetic.geometry import (
     rotated,
     row,
     scaled,
-    sphere_roots,
     surface_coordinates,
     times,
 )
@@ -249,7 +248,9 @@ def _sky_light(scene: Scene, surface: _Surface, disc: Array, turn: int, turns: i
         reach, other = _nearest(scene.geometry, surface.point, direction, len(scene.geometry.shapes) - 1)
         light = mix(row(scene.lighting.sky, 0), row(scene.lighting.sky, 1), max(direction[2], 0.0))
         if other >= 0:  # near surfaces are in each other's shadow
-            light = scaled(row(scene.materials.means, other), scene.lighting.bounce * (0.3 + 0.7 * min(reach / 1.5, 1.0)))
+            light = scaled(
+                row(scene.materials.means, other), scene.lighting.bounce * (0.3 + 0.7 * min(reach / 1.5, 1.0))
+            )
         total = along(total, 1.0 / SKY_RAYS, light)
     return total
 

@@ -111,7 +111,9 @@ def assemble(objects: Sequence[Object], background: Material, light: Light, seed
         Materials(
             patterns=np.array([int(material.pattern) for material in materials]),
             colors=column("colors"),
-            means=np.array([mean_color(int(m.pattern), np.array([m.colors]), s) for m, s in zip(materials, seeds, strict=True)]),
+            means=np.array(
+                [mean_color(int(m.pattern), np.array([m.colors]), s) for m, s in zip(materials, seeds, strict=True)]
+            ),
             cells=column("cell"),
             seeds=np.array(seeds),
             grain=column("grain"),

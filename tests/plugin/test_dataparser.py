@@ -198,7 +198,7 @@ def test_other_formats_train(tmp_path, name, forked, tiny_vae):
     checkpoint = tmp_path / "out/scene/latent-splatfacto/run/nerfstudio_models/step-000000004.ckpt"
     state = torch.load(checkpoint, weights_only=True)["pipeline"]
     assert all(torch.isfinite(value).all() for key, value in state.items() if "gauss_params" in key)
-    assert torch.isfinite(state["_model.scene_background"]).all() == (name == "blender-data")
+    assert torch.isfinite(state["_model.background.scene_color"]).all() == (name == "blender-data")
 
 
 def test_the_wrong_format_is_explained(tmp_path):

@@ -165,7 +165,7 @@ def test_the_viewers_background_is_encoded(pipeline):
     expected = encoded_color(model, [0.9, 0.2, 0.1])
     with background_color_override_context(torch.tensor([0.0, 0.3, 1.0])):
         overridden = field_of(model, on_grid(pipeline))
-    model._viewer_color = None
+    model.background.viewer_color = None
     model.set_crop(None)
     assert torch.allclose(field, expected.expand_as(field), atol=1e-4)
     assert torch.allclose(overridden, encoded_color(model, [0.0, 0.3, 1.0]).expand_as(field), atol=1e-4)
@@ -191,15 +191,15 @@ def test_random_backgrounds_change_in_training_alone(pipeline):
 
 def test_transparent_photographs_decide_the_background(alpha_scene, tiny_vae, device):
     model = make_pipeline(alpha_scene, tiny_vae, device=device).model
-    assert model.scene_background.tolist() == [1, 1, 1]
+    assert model.background.scene_color.tolist() == [1, 1, 1]
     expected = encoded_color(model, [1.0, 1.0, 1.0])
     model.set_background(torch.tensor([0.1, 0.2, 0.3]))  # what the viewer does at every frame
     for training in (False, True):
         model.train(training)
         assert torch.allclose(model.background(), expected, atol=1e-4)
     model.eval()
-    with background_color_override_context(torch.tensor([0.0, 0.0, 1.0])):  # what a user asks for
-        assert torch.allclose(model.background(), encoded_color(model, [0.0, 0.0, 1.0]), atol=1e-4)
+    asked_for = (0.0, 0.0, 1.0)
+    assert torch.allclose(model.background(asked_for), encoded_color(model, list(asked_for)), atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------- loss
