@@ -11,6 +11,7 @@ from lrf_nerfstudio.vae import VAE, FieldNormalization
 @torch.no_grad()
 def compare_view(
     rgb: Tensor,
+    vae_rgb: Tensor | None,
     latent: Tensor,
     photograph: Tensor,
     encoded: Tensor,
@@ -23,7 +24,8 @@ def compare_view(
     """Compare a rendered view with its photograph, in three families of metrics.
 
     Args:
-        rgb: [H, W, 3] in [0, 1], the decoded render.
+        rgb: [H, W, 3] in [0, 1], the decoded render, as a user sees it.
+        vae_rgb: [H, W, 3] in [0, 1], the VAE's picture of the same field, where `rgb` is of the scene's own decoder.
         latent: [C, h, w], the latent that was rendered.
         photograph: [H, W, 3] in [0, 1].
         encoded: [C, h, w], the latent of the photograph.
@@ -33,15 +35,18 @@ def compare_view(
         metrics: compares pictures.
 
     Returns:
-        metrics: `psnr, ssim, lpips` of the decoded render against the photograph; `latent_psnr` of the rendered against
-            the encoded field latent (data range 1); `ceiling_psnr, ceiling_ssim, ceiling_lpips` of the VAE's own
-            reconstruction. LPIPS where its weights are.
-        picture: [H, 3 W, 3], side by side the photograph, the VAE's reconstruction and the decoded render.
+        metrics: `psnr, ssim, lpips` of the decoded render against the photograph; `vae_psnr, vae_ssim, vae_lpips` of
+            the VAE's picture, if that is another; `latent_psnr` of the rendered against the encoded field latent (data
+            range 1); `ceiling_psnr, ceiling_ssim, ceiling_lpips` of the VAE's own reconstruction. LPIPS where its
+            weights are.
+        picture: side by side, each [H, W, 3], the photograph, the VAE's reconstruction, the VAE's picture of the field,
+            if that is another, and the decoded render.
     """
     reconstruction = vae.decode(encoded[None], *photograph.shape[:2])[0]
     error = F.mse_loss(normalization.to_field(latent), normalization.to_field(encoded))
     values = metrics(rgb, photograph, mask)
     values["latent_psnr"] = float(-10 * torch.log10(error))
-    ceiling = metrics(reconstruction, photograph, mask)
-    values |= {f"ceiling_{name}": value for name, value in ceiling.items()}
-    return values, torch.cat([photograph, reconstruction, rgb], dim=1)
+    others = {"ceiling": reconstruction} | ({} if vae_rgb is None else {"vae": vae_rgb})
+    for kind, picture in others.items():
+        values |= {f"{kind}_{name}": value for name, value in metrics(picture, photograph, mask).items()}
+    return values, torch.cat([photograph, *others.values(), rgb], dim=1)

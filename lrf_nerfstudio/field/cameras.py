@@ -22,6 +22,8 @@ class GridCamera:
         height: H of the pictures, in pixels.
         width: W of the pictures, in pixels.
         cell: pixels per cell along each axis; the VAE's spatial factor f gives the grid that it decodes.
+        rows: of the grid, which covers the picture and may reach beyond it below.
+        columns: of the grid, which covers the picture and may reach beyond it on the right.
         indices: [B], numbers of the training views, whose poses may be optimized; None for other cameras.
     """
 
@@ -30,6 +32,8 @@ class GridCamera:
     height: int
     width: int
     cell: float
+    rows: int
+    columns: int
     indices: Tensor | None = None
 
     @classmethod
@@ -61,17 +65,30 @@ class GridCamera:
             >>> camera.Ks[0, :2, 2]
             tensor([6.3125, 4.1875])
         """
-        return cls(viewmats, torch.cat([Ks[:, :2] / cell, Ks[:, 2:]], dim=1), height, width, cell, indices)
+        rows, columns = math.ceil(height / cell), math.ceil(width / cell)
+        in_cells = torch.cat([Ks[:, :2] / cell, Ks[:, 2:]], dim=1)
+        return cls(viewmats, in_cells, height, width, cell, rows, columns, indices)
 
-    @property
-    def rows(self) -> int:
-        """Rows of the grid, which covers the picture and may reach beyond it below."""
-        return math.ceil(self.height / self.cell)
+    def subdivided(self, density: int) -> "GridCamera":
+        """Return the cameras over a grid with `density` x `density` cells in the place of each."""
+        Ks = torch.cat([self.Ks[:, :2] * density, self.Ks[:, 2:]], dim=1)
+        rows, columns = self.rows * density, self.columns * density
+        return replace(self, Ks=Ks, cell=self.cell / density, rows=rows, columns=columns)
 
-    @property
-    def columns(self) -> int:
-        """Columns of the grid, which covers the picture and may reach beyond it on the right."""
-        return math.ceil(self.width / self.cell)
+    def cut(self, top: int, left: int, height: int, width: int) -> "GridCamera":
+        """Return the cameras of a part of the pictures, over a grid that begins in its corner.
+
+        Args:
+            top: row of the part's first pixel.
+            left: column of the part's first pixel.
+            height: of the part, in pixels.
+            width: of the part, in pixels.
+        """
+        Ks = self.Ks.clone()  # changed by plain numbers, which cost no copy to the device
+        Ks[:, 0, 2] -= left / self.cell
+        Ks[:, 1, 2] -= top / self.cell
+        rows, columns = math.ceil(height / self.cell), math.ceil(width / self.cell)
+        return replace(self, Ks=Ks, height=height, width=width, rows=rows, columns=columns)
 
     def to(self, device: torch.device | str) -> "GridCamera":
         """Return the same cameras on a device."""

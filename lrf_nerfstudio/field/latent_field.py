@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrf_nerfstudio.field.cameras import GridCamera
+from lrf_nerfstudio.field.decoder import SceneDecoder
 from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import write_atomically
@@ -40,6 +42,7 @@ class LatentField:
         vae_fingerprint: identifies that VAE's latent space.
         scene_transform: [3, 4], from the data set's coordinates to the scene's, before scaling.
         scene_scale: factor from the data set's lengths to the scene's.
+        decoder: the scene's own, for pictures without a VAE; None where it was trained without.
     """
 
     means: Tensor
@@ -56,10 +59,11 @@ class LatentField:
     vae_fingerprint: str
     scene_transform: Tensor
     scene_scale: float
+    decoder: SceneDecoder | None = None
 
     @torch.no_grad()
     def render(self, viewmat: Tensor, K: Tensor, width: int, height: int) -> Tensor:
-        """The latent of a pinhole camera's picture.
+        """Return the latent of a pinhole camera's picture.
 
         Args:
             viewmat: [4, 4], world-to-camera in the scene's coordinates, OpenCV axes.
@@ -70,19 +74,45 @@ class LatentField:
         Returns:
             [C, ceil(height / f), ceil(width / f)], the latent that `VAE.decode` takes.
         """
-        latent_K = torch.cat([K[:2] / self.spatial_factor, K[2:]])
+        field = self._render_grid(self._camera(viewmat, K, width, height), self.dilation)
+        return self.normalization.to_latent(field)
+
+    @torch.no_grad()
+    def picture(self, viewmat: Tensor, K: Tensor, width: int, height: int) -> Tensor:
+        """Return a pinhole camera's picture [height, width, 3] in [0, 1], by the scene's own decoder, without a VAE.
+
+        Args:
+            viewmat: see :meth:`render`, as the others.
+            K: [3, 3].
+            width: in pixels.
+            height: in pixels.
+
+        Raises:
+            ValueError: if the field has no decoder.
+        """
+        if self.decoder is None:
+            raise ValueError("this field has no decoder of its own: decode what `render` returns with its VAE")
+        camera = self._camera(viewmat, K, width, height).subdivided(self.decoder.density)
+        dense = self._render_grid(camera, self.decoder.dense_dilation(self.dilation))
+        return self.decoder.decode(dense, height, width)
+
+    def _camera(self, viewmat: Tensor, K: Tensor, width: int, height: int) -> GridCamera:
+        return GridCamera.of_pictures(viewmat[None], K[None], height, width, self.spatial_factor)
+
+    def _render_grid(self, camera: GridCamera, dilation: float) -> Tensor:
+        """Return the field latents [rows, columns, C] of a camera, over the background."""
         gaussians = Gaussians(
             self.means, self.quats, self.scales, self.opacities, self.features[:, 0], self.features[:, 1:]
         )
         settings = RasterSettings(
-            width=math.ceil(width / self.spatial_factor),
-            height=math.ceil(height / self.spatial_factor),
+            width=camera.columns,
+            height=camera.rows,
             sh_degree=math.isqrt(self.features.shape[1]) - 1,
-            eps2d=self.dilation,
+            eps2d=dilation,
             render_depth=False,
         )
-        rendered, _, alpha, _ = rasterize(gaussians, viewmat[None], latent_K[None], settings)
-        return self.normalization.to_latent(rendered[0] + (1 - alpha[0]) * self.background)
+        features, _, alpha, _ = rasterize(gaussians, camera.viewmats, camera.Ks, settings)
+        return (features + (1 - alpha) * self.background)[0]
 
     def check_vae(self, vae: VAE) -> None:
         """Check that a VAE decodes this field's latents.
@@ -106,12 +136,15 @@ class LatentField:
         tensors = {name: getattr(self, name) for name in (*GAUSSIANS, "background", "scene_transform")}
         tensors |= {f"normalization.{name}": value for name, value in self.normalization.state_dict().items()}
         tensors |= {f"linear_rgb.{name}": value for name, value in self.linear_rgb.state_dict().items()}
+        if self.decoder is not None:
+            tensors |= {f"decoder.{name}": value for name, value in self.decoder.state_dict().items()}
         description = {
             "spatial_factor": self.spatial_factor,
             "dilation": self.dilation,
             "vae_source": self.vae_source,
             "vae_fingerprint": self.vae_fingerprint,
             "scene_scale": self.scene_scale,
+            "decoder": None if self.decoder is None else self.decoder.config,
         }
         content = save(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
@@ -139,13 +172,21 @@ class LatentField:
         description: dict[str, Any] = json.loads(metadata["field"])
         channels = tensors["features"].shape[-1]
         normalization, linear_rgb = FieldNormalization(channels), LinearRGB(channels)
-        for prefix, module in (("normalization.", normalization), ("linear_rgb.", linear_rgb)):
-            module.load_state_dict(
-                {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-            )
+        normalization.load_state_dict(_below("normalization.", tensors))
+        linear_rgb.load_state_dict(_below("linear_rgb.", tensors))
+        decoder = None
+        if (config := description.pop("decoder")) is not None:
+            weights = _below("decoder.", tensors)
+            decoder = SceneDecoder.restored(config, weights, channels, description["spatial_factor"], str(path))
         return cls(
             **{name: tensors[name] for name in (*GAUSSIANS, "background", "scene_transform")},
             normalization=normalization.to(device),
             linear_rgb=linear_rgb.to(device),
+            decoder=decoder,
             **description,
         )
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -34,6 +34,28 @@ def fitting_loss(rendered: Tensor, target: Tensor, mask: Tensor | None, ssim_wei
     return (1 - ssim_weight) * loss + ssim_weight * (1 - similarity)
 
 
+def picture_loss(picture: Tensor, photograph: Tensor, mask: Tensor | None, ssim_weight: float) -> Tensor:
+    """Return (1 - w) L1 + w (1 - SSIM) of a picture and a photograph, inside a mask, as in 3DGS.
+
+    Args:
+        picture: [H, W, 3], not necessarily within [0, 1].
+        photograph: [H, W, 3] in [0, 1].
+        mask: [H, W], True where a pixel counts; None: everywhere.
+        ssim_weight: w.
+    """
+    l1 = (picture - photograph).abs()
+    if mask is None:
+        loss = l1.mean()
+    else:
+        weight = mask[..., None]
+        loss = (l1 * weight).sum() / (3 * weight.sum()).clamp(min=1)
+        picture, photograph = picture * weight, photograph * weight
+    if ssim_weight == 0:
+        return loss
+    measure = structural_similarity if min(picture.shape[:2]) < WINDOW else picture_similarity
+    return (1 - ssim_weight) * loss + ssim_weight * (1 - measure(picture, photograph))
+
+
 def structural_similarity(rendered: Tensor, target: Tensor) -> Tensor:
     """SSIM of field latents, averaged over channels and over the positions where the window fits.
 

@@ -2,9 +2,10 @@
 
 import copy
 import itertools
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,9 +19,11 @@ from torch import Tensor
 from tyro.conf import Suppress
 
 from lrf_nerfstudio.field.cameras import GridCamera
+from lrf_nerfstudio.field.decoder import SceneDecoder
 from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.dataparser import parse, setup_dataparser
 from lrf_nerfstudio.plugin.dataset import PinholeDataset
+from lrf_nerfstudio.plugin.photographs import Part, Photographs
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.progress import track
 from lrf_nerfstudio.vae import VAE, LatentCache, downsample_mask
@@ -39,6 +42,11 @@ class LatentDatamanagerConfig(FullImageDatamanagerConfig):
     shifts: int = 1
     """Encode every training photograph at N x N places of the latent grid, parts of a cell apart, which the steps take
     in turn. 2 makes finer fields than 1, for four times the encoding and the memory of latents."""
+    photograph_memory: float = 4.0
+    """Gigabytes of training photographs that stay in memory, as bytes, for the scene's decoder; the others are read
+    when they are needed."""
+    photograph_side: int = 1024
+    """The scene's decoder is fitted to whole photographs or, of larger ones, to random parts of this side in pixels."""
     # Options of the parent without a meaning here: images are never held in memory, an epoch shows every view once.
     eval_num_images_to_sample_from: Suppress[int] = -1
     eval_num_times_to_repeat_images: Suppress[int] = -1
@@ -113,6 +121,9 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         self._shifted_views: list[list[TrainView]] = [[]]  # [shifts][views], without a shift first
         self._epoch = -1
         self._epoch_order: list[list[int]] = []
+        self._photographs: Photographs | None = None
+        self._latent_steps = 0
+        self._decoder: list[SceneDecoder] = []  # in a list, which hides it from nn.Module
 
     @property
     def latent_cache(self) -> LatentCache:
@@ -177,7 +188,49 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         for view in itertools.chain.from_iterable(self._shifted_views):
             view.target = mapping(view.target).contiguous()
 
+    def prepare_training(self, latent_steps: int, decoder: SceneDecoder | None) -> None:
+        """Learn from which step on photographs are served, and to which decoder they will be compared."""
+        self._latent_steps = latent_steps
+        if decoder is not None:
+            pinned = torch.device(self.device).type == "cuda" and torch.cuda.is_available()
+            self._photographs = Photographs(self.train_dataset, 1e9 * self.config.photograph_memory, pinned)
+            self._decoder = [decoder]
+
     def next_train(self, step: int) -> tuple[GridCamera, dict[str, Any]]:
+        """Return the cameras and the batch of a step: latents first and, from `latent_steps` on, photographs."""
+        if self._photographs is not None and step >= self._latent_steps:
+            return self._next_photograph(step, self._photographs, self._decoder[0])
+        return self._next_latents(step)
+
+    def _next_photograph(
+        self, step: int, photographs: Photographs, decoder: SceneDecoder
+    ) -> tuple[GridCamera, dict[str, Any]]:
+        """Return a camera of the decoder's dense grid, and what it is to show.
+
+        Which part of which photograph it is depends on the seed and the step alone.
+
+        Returns:
+            The camera, and `image_idx`, `photograph` [h, w, 3] (bytes), `inside` (the rows and columns of the decoded
+            picture that are to look like it) and, if there are masks, `mask` [h, w] (True: counts).
+        """
+        index, following = (self._photograph_index(step + ahead) for ahead in (0, 1))
+        photograph = photographs.take(index, following)
+        generator = random.Random(f"{self.config.train_cameras_sampling_seed}/{step}")
+        height, width = photograph.image.shape[:2]
+        margin = decoder.cell * decoder.margin
+        part = Part.random(height, width, self.config.photograph_side, self.spatial_factor, margin, generator)
+        batch: dict[str, Any] = {"image_idx": [index], "inside": part.inside}
+        batch["photograph"] = part.of(photograph.image).to(self.device, non_blocking=True)
+        if photograph.mask is not None:
+            batch["mask"] = part.of(photograph.mask).to(self.device, non_blocking=True)
+        return part.camera(self.train_views[index].camera).subdivided(decoder.density), batch
+
+    def _photograph_index(self, step: int) -> int:
+        """Return the photograph of a step; every epoch is a permutation of its own."""
+        epoch, position = divmod(step - self._latent_steps, len(self.train_views))
+        return _shuffled(len(self.train_views), self.config.train_cameras_sampling_seed, epoch)[position]
+
+    def _next_latents(self, step: int) -> tuple[GridCamera, dict[str, Any]]:
         """Return the cameras and the batch of a step: `views_per_step` views whose photographs have one size.
 
         Every epoch shows every view once, in an order that depends on the seed and the epoch alone, so a resumed run
@@ -259,6 +312,12 @@ def _cut_cameras(cameras: Cameras, top: int, left: int) -> Cameras:
     cut.cx, cut.cy = cameras.cx - left, cameras.cy - top
     cut.width, cut.height = cameras.width - left, cameras.height - top
     return cut
+
+
+@lru_cache(maxsize=4)
+def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    """Return the numbers below `count` in an order that depends on the other arguments alone."""
+    return random.Random(f"{seed}, epoch {epoch}").sample(range(count), count)
 
 
 def _joined(tensors: list[Tensor]) -> Tensor:

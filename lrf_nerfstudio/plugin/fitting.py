@@ -123,13 +123,14 @@ class FieldFit:
 
 
 def trainer_config(scene: Path, vae: str, output: Path, config: FittingConfig) -> LatentTrainerConfig:
-    """The method's configuration for a scene, without viewer and without the pictures of a run that is watched."""
+    """Return the configuration of a fit to latents alone, without viewer and the pictures of a run that is watched."""
     options = copy.deepcopy(latent_splatfacto.config)
     assert isinstance(options, LatentTrainerConfig)
     options.data = options.pipeline.datamanager.data = scene
     options.pipeline.vae.source = vae
     options.pipeline.datamanager.dataparser.downscale_factor = config.downscale_factor
     options.output_dir, options.experiment_name, options.timestamp = output, "field", "run"
+    options.pipeline.model.scene_decoder.share = 0.0  # pictures are the VAE's, which is what is tuned and compared
     options.max_num_iterations = config.steps
     options.vis, options.steps_per_eval_image, options.logging.local_writer.enable = "tensorboard", 0, False
     return options

@@ -12,7 +12,7 @@ from nerfstudio.plugins.types import MethodSpecification
 
 from lrf_nerfstudio.plugin.datamanager import LatentDatamanagerConfig
 from lrf_nerfstudio.plugin.model import LatentSplatfactoModelConfig
-from lrf_nerfstudio.plugin.optimizers import FusedAdamConfig, RunLengthDecayConfig
+from lrf_nerfstudio.plugin.optimizers import FusedAdamConfig, RunScheduleConfig
 from lrf_nerfstudio.plugin.pipeline import LatentPipelineConfig
 from lrf_nerfstudio.plugin.trainer import LatentTrainerConfig
 from lrf_nerfstudio.vae import VAEConfig
@@ -32,13 +32,17 @@ latent_splatfacto = MethodSpecification(
             model=LatentSplatfactoModelConfig(camera_optimizer=CameraOptimizerConfig(mode="off")),
         ),
         optimizers={
-            "means": {"optimizer": FusedAdamConfig(lr=1.6e-4), "scheduler": RunLengthDecayConfig(lr_final=1.6e-6)},
-            "features_dc": {"optimizer": FusedAdamConfig(lr=1e-2), "scheduler": None},
-            "features_rest": {"optimizer": FusedAdamConfig(lr=5e-4), "scheduler": None},
-            "opacities": {"optimizer": FusedAdamConfig(lr=5e-2), "scheduler": None},
-            "scales": {"optimizer": FusedAdamConfig(lr=5e-3), "scheduler": None},
-            "quats": {"optimizer": FusedAdamConfig(lr=1e-3), "scheduler": None},
-            "camera_opt": {"optimizer": FusedAdamConfig(lr=1e-4), "scheduler": RunLengthDecayConfig(lr_final=5e-7)},
+            "means": {"optimizer": FusedAdamConfig(lr=1.6e-4), "scheduler": RunScheduleConfig(lr_final=1.6e-6)},
+            "features_dc": {"optimizer": FusedAdamConfig(lr=1e-2), "scheduler": RunScheduleConfig()},
+            "features_rest": {"optimizer": FusedAdamConfig(lr=5e-4), "scheduler": RunScheduleConfig()},
+            "opacities": {"optimizer": FusedAdamConfig(lr=5e-2), "scheduler": RunScheduleConfig()},
+            "scales": {"optimizer": FusedAdamConfig(lr=5e-3), "scheduler": RunScheduleConfig()},
+            "quats": {"optimizer": FusedAdamConfig(lr=1e-3), "scheduler": RunScheduleConfig()},
+            "camera_opt": {"optimizer": FusedAdamConfig(lr=1e-4), "scheduler": RunScheduleConfig(lr_final=5e-7)},
+            "scene_decoder": {
+                "optimizer": FusedAdamConfig(lr=4e-3, eps=1e-8),
+                "scheduler": RunScheduleConfig(on_photographs=1.0),
+            },
         },
         # The viewer listens on this machine alone; --viewer.websocket-host 0.0.0.0 opens it to the network.
         viewer=ViewerConfig(num_rays_per_chunk=1 << 15, websocket_host="127.0.0.1"),

@@ -21,9 +21,11 @@ from lrf_nerfstudio.evaluation.views import compare_view
 from lrf_nerfstudio.field import LatentField
 from lrf_nerfstudio.field.backgrounds import Background, plain_color
 from lrf_nerfstudio.field.cameras import GridCamera, adjusted, enlarged
+from lrf_nerfstudio.field.decoder import SceneDecoder
 from lrf_nerfstudio.field.seeding import SH_C0, fair_sample, first_gaussians
-from lrf_nerfstudio.field.similarity import fitting_loss
+from lrf_nerfstudio.field.similarity import fitting_loss, picture_loss
 from lrf_nerfstudio.plugin.cameras import grid_camera
+from lrf_nerfstudio.plugin.outputs import Outputs
 from lrf_nerfstudio.plugin.splatfacto import ReducedSplatfactoModelConfig
 from lrf_nerfstudio.plugin.viewer import preview_cell, viewer_is_moving
 from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
@@ -31,6 +33,40 @@ from lrf_nerfstudio.splatting.strategies import DensificationConfig, Strategy, m
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.utils.timing import Stopwatch
 from lrf_nerfstudio.vae import VAE, FieldNormalization, LinearRGB
+
+
+@dataclass
+class SceneDecoderConfig:
+    """The scene's own decoder, which the last part of a run fits with the field to the photographs."""
+
+    share: float = 0.5
+    """Fraction of the run that it is fitted in. 0 leaves it out: the VAE decodes, which is the method of the paper."""
+    warmup: float = 0.03
+    """Fraction of this part in which the decoder is fitted alone, before the Gaussians follow."""
+    cell: int = 4
+    """Pixels per cell of the grid that it works on, along each axis; divides twice the VAE's factor."""
+    width: int = 32
+    """Channels between its convolutions."""
+    blocks: int = 2
+    """Its residual blocks."""
+
+    def check(self, factor: int) -> None:
+        """Check that every option is in its range.
+
+        Args:
+            factor: of the VAE.
+
+        Raises:
+            UserError: if one is not; the message names it.
+        """
+        option = "--pipeline.model.scene-decoder"
+        for name in ("share", "warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{option}.{name} must be a fraction, 0 to 1; it is {getattr(self, name)}.")
+        if min(self.cell, self.width, self.blocks + 1) < 1:
+            raise UserError(f"{option}.cell and .width must be 1 or more and .blocks 0 or more.")
+        if 2 * factor % self.cell:
+            raise UserError(f"{option}.cell must divide {2 * factor}, twice the factor of the VAE; it is {self.cell}.")
 
 
 @dataclass
@@ -43,8 +79,11 @@ class LatentSplatfactoModelConfig(ReducedSplatfactoModelConfig):
     dilation: float = 0.1
     """Square latent pixels that are added to the covariance of every projected Gaussian. What 3DGS adds to a pixel of a
     photograph, 0.3, blurs a latent, each of whose pixels stands for many of the photograph's: see the README."""
-    viewer_preview: Literal["latent_rgb", "decoded"] = "latent_rgb"
-    """What the viewer shows while the camera moves: a linear map of the latents (instant) or a small decode."""
+    scene_decoder: SceneDecoderConfig = field(default_factory=SceneDecoderConfig)
+    """The scene's own decoder."""
+    viewer_preview: Literal["auto", "latent_rgb", "decoded"] = "auto"
+    """What the viewer shows while the camera moves: a linear map of the latents (instant) or a small decode; `auto`
+    decodes where the scene has a decoder of its own, which is fast."""
     download_lpips: bool = False
     """Whether the weights of LPIPS may be downloaded when they are not in PyTorch's cache; otherwise it is left out."""
     sh_degree_interval: int = 500
@@ -118,19 +157,41 @@ class LatentSplatfactoModel(SplatfactoModel):
         self.camera_optimizer: CameraOptimizer = self.config.camera_optimizer.setup(
             num_cameras=self.num_train_data, device="cpu"
         )
+        self.scene_decoder: SceneDecoder | None = None
+        if (options := self.config.scene_decoder).share > 0:
+            options.check(self.vae.spatial_factor)
+            self.scene_decoder = SceneDecoder(
+                channels, self.vae.spatial_factor, options.cell, options.width, options.blocks
+            )
+            self.scene_decoder.start_from(self.linear_rgb, self.normalization)
+        self.latent_steps = self.joint_steps = 0  # until `prepare_training`
+        self.decoder_is_fitted = False
         self.step = 0
         self.crop_box: OrientedBox | None = None
         self.image_metrics = ImageMetrics(download_lpips=self.config.download_lpips)
         self.viewer_preview = ViewerDropdown(
-            "While moving, show", self.config.viewer_preview, ["latent_rgb", "decoded"]
+            "While moving, show", self.config.viewer_preview, ["auto", "latent_rgb", "decoded"]
         )
         self.strategy: Strategy | None = None  # until `prepare_training`
         self.strategy_state: dict[str, Tensor] = {}
 
     def prepare_training(self, steps: int) -> None:
-        """Make what only training needs, for a run of so many steps, before a checkpoint is loaded."""
-        self.strategy = make_strategy(self.config.densification, steps)
+        """Make what only training needs, for a run of so many steps, before a checkpoint is loaded.
+
+        The run has up to three parts: steps below `latent_steps` fit the field to latents, steps from `joint_steps` on
+        fit field and decoder to photographs, and between them the decoder is fitted alone.
+        """
+        options = self.config.scene_decoder
+        self.latent_steps = steps - round(options.share * steps)
+        self.joint_steps = self.latent_steps + round(options.warmup * (steps - self.latent_steps))
+        self.strategy = make_strategy(self.config.densification, self.latent_steps)
         self.strategy_state = self.strategy.initialize_state(self.num_points, self.device)
+
+    def get_param_groups(self) -> dict[str, list[Parameter]]:
+        groups = super().get_param_groups()
+        if self.scene_decoder is not None:
+            groups["scene_decoder"] = list(self.scene_decoder.parameters())
+        return groups
 
     # ---------------------------------------------------------------- state
 
@@ -144,9 +205,12 @@ class LatentSplatfactoModel(SplatfactoModel):
                 "spatial_factor": self.vae.spatial_factor,
             },
             "strategy": dict(self.strategy_state),
+            "scene_decoder": None if self.scene_decoder is None else self.scene_decoder.config,
+            "decoder_is_fitted": self.decoder_is_fitted,
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.decoder_is_fitted = state["decoder_is_fitted"]
         if self.strategy is None:  # no training: rendering does without
             return
         # A resumed run may have another strategy, which begins anew. The Gaussians are loaded already.
@@ -172,6 +236,12 @@ class LatentSplatfactoModel(SplatfactoModel):
                 "Set --pipeline.vae.source (pipeline.vae.source in the config.yml of a trained scene) to the VAE it "
                 "was trained with, or to one with the same encoder."
             )
+        decoder = None if self.scene_decoder is None else self.scene_decoder.config
+        if (saved_decoder := state["_extra_state"]["scene_decoder"]) != decoder:
+            raise UserError(
+                f"The checkpoint has {_described(saved_decoder)}, the configuration {_described(decoder)}. Use the "
+                "--pipeline.model.scene-decoder options that it was trained with."
+            )
         for name, parameter in self.gauss_params.items():
             saved = state[f"gauss_params.{name}"]
             if saved.shape[1:] != parameter.shape[1:]:
@@ -191,12 +261,19 @@ class LatentSplatfactoModel(SplatfactoModel):
         return min(self.step // self.config.sh_degree_interval, self.config.sh_degree)
 
     def get_outputs(self, camera: GridCamera) -> dict[str, Any]:
-        """Render the grids of training views.
+        """Render what a training step compares.
 
         Returns:
-            `field` [B, h, w, C], `accumulation` [B, h, w, 1] and, if asked for, `depth` [B, h, w, 1].
+            On latents `field` [B, h, w, C], `accumulation` [B, h, w, 1] and, if asked for, `depth` [B, h, w, 1]; on
+            photographs the decoded `picture` [H, W, 3], not limited to [0, 1].
         """
-        render = self.render_field(self.optimized(camera))
+        camera = self.optimized(camera)
+        if self.scene_decoder is not None and self.step >= self.latent_steps:
+            self.decoder_is_fitted = True
+            with torch.set_grad_enabled(self.step >= self.joint_steps):
+                dense = self.render_field(camera, self.scene_decoder.dense_dilation(self.config.dilation)).field[0]
+            return {"picture": self.scene_decoder(dense).float()[: camera.height, : camera.width]}
+        render = self.render_field(camera, self.config.dilation)
         if self.strategy is not None:
             self.strategy.before_backward(self.info)
         return {"field": render.field, "accumulation": render.alpha, "depth": render.depth}
@@ -212,13 +289,18 @@ class LatentSplatfactoModel(SplatfactoModel):
         """Return what a training step reports besides its losses, on the device.
 
         Returns:
-            `latent_psnr` of the rendered against the encoded field latents (data range 1), `gaussian_count` and, with a
-            camera optimizer, `camera_opt_translation_mean, ..._max` in scene units and `camera_opt_rotation_mean,
-            ..._max` in degrees (nerfstudio's own method of these names waits for the GPU).
+            `latent_psnr` of the rendered against the encoded field latents (data range 1) or, on photographs, `psnr` of
+            the picture, both as they are fitted and without masks; `gaussian_count`; and, with a camera optimizer,
+            `camera_opt_translation_mean, ..._max` in scene units and `camera_opt_rotation_mean, ..._max` in degrees
+            (nerfstudio's own method of these names waits for the GPU).
         """
         with torch.no_grad():
-            latent_psnr = -10 * torch.log10(F.mse_loss(outputs["field"], batch["target"]))
-        metrics = {"latent_psnr": latent_psnr, "gaussian_count": self.num_points}
+            if "picture" in outputs:
+                error = F.mse_loss(outputs["picture"][batch["inside"]], batch["photograph"] / 255)
+            else:
+                error = F.mse_loss(outputs["field"], batch["target"])
+            psnr = -10 * torch.log10(error)
+        metrics = {"psnr" if "picture" in outputs else "latent_psnr": psnr, "gaussian_count": self.num_points}
         if self.camera_optimizer.config.mode != "off":
             translations, rotations = self.camera_optimizer.pose_adjustment.detach().split(3, dim=1)  # [views, 3] each
             lengths = {"translation": translations.norm(dim=1), "rotation": torch.rad2deg(rotations.norm(dim=1))}
@@ -229,28 +311,41 @@ class LatentSplatfactoModel(SplatfactoModel):
     def get_loss_dict(
         self, outputs: dict[str, Any], batch: dict[str, Any], metrics_dict: dict[str, Any] | None = None
     ) -> dict[str, Tensor]:
-        """(1 - ssim_lambda) L1 + ssim_lambda (1 - SSIM) of rendered and encoded field latents, inside the masks.
+        """Return (1 - ssim_lambda) L1 + ssim_lambda (1 - SSIM), inside the masks, and regularizers.
 
         Args:
-            outputs: `field` [B, h, w, C].
-            batch: `target` [B, h, w, C], the field latents of the photographs, and `mask` [B, h, w] if there is one.
+            outputs: of :meth:`get_outputs`.
+            batch: on latents `target` [B, h, w, C], the field latents of the photographs, and `mask` [B, h, w] if there
+                is one; on photographs `photograph` [h, w, 3] (bytes), `inside`, its rows and columns in the decoded
+                picture, and `mask` [h, w] if there is one.
             metrics_dict: not used.
         """
+        mask, weight = batch.get("mask"), self.config.ssim_lambda
         with self._full_precision():
-            loss = fitting_loss(outputs["field"], batch["target"], batch.get("mask"), self.config.ssim_lambda)
-            losses = {"main_loss": loss}
+            if "picture" in outputs:
+                losses = {
+                    "main_loss": picture_loss(
+                        outputs["picture"][batch["inside"]], batch["photograph"] / 255, mask, weight
+                    )
+                }
+                if self.step < self.joint_steps:
+                    return losses
+            else:
+                losses = {"main_loss": fitting_loss(outputs["field"], batch["target"], mask, weight)}
+                if self.strategy is not None:
+                    losses |= self.strategy.losses(self.gauss_params)
             if self.config.use_scale_regularization and self.step % 10 == 0:
                 extent = torch.exp(self.scales)
                 ratio = extent.amax(dim=-1) / extent.amin(dim=-1)
                 losses["scale_reg"] = 0.1 * (ratio - self.config.max_gauss_ratio).clamp(min=0).mean()
-            if self.strategy is not None:
-                losses |= self.strategy.losses(self.gauss_params)
             if self.training:
                 self.camera_optimizer.get_loss_dict(losses)
         return losses
 
     def step_post_backward(self, step: int) -> None:
         assert step == self.step and self.strategy is not None
+        if step >= self.latent_steps:  # what is added or moved now, the decoder does not know
+            return
         learning_rate = self.optimizers["means"].param_groups[0]["lr"]
         self.strategy.after_backward(
             self.gauss_params, self.optimizers, self.strategy_state, step, self.info, learning_rate
@@ -262,8 +357,13 @@ class LatentSplatfactoModel(SplatfactoModel):
 
     # ---------------------------------------------------------------- rendering
 
-    def render_field(self, camera: GridCamera) -> FieldRender:
-        """Rasterize the field on the grids of cameras, over its background."""
+    def render_field(self, camera: GridCamera, dilation: float) -> FieldRender:
+        """Rasterize the field on the grids of cameras, over its background.
+
+        Args:
+            camera: B cameras.
+            dilation: added to the diagonal of projected covariances, in square cells of the grid.
+        """
         opacities = torch.sigmoid(self.opacities).squeeze(-1)
         if self.crop_box is not None and not self.training:
             opacities = opacities * self.crop_box.within(self.means).squeeze(-1)
@@ -271,7 +371,7 @@ class LatentSplatfactoModel(SplatfactoModel):
             width=camera.columns,
             height=camera.rows,
             sh_degree=self.active_sh_degree,
-            eps2d=self.config.dilation,
+            eps2d=dilation,
             render_depth=not self.training or self.config.output_depth_during_training,
             absgrad=self.training and self.strategy is not None and self.strategy.needs_absgrad(self.step),
             antialiased=self.config.rasterize_mode == "antialiased",
@@ -286,8 +386,8 @@ class LatentSplatfactoModel(SplatfactoModel):
             return FieldRender(features + (1 - alpha) * background, alpha, depth)
 
     @torch.no_grad()
-    def render(self, camera: GridCamera, decode: bool = True) -> dict[str, Any]:
-        """Render and decode one camera.
+    def render(self, camera: GridCamera, decode: bool = True) -> Outputs:
+        """Render and decode one camera, with the scene's own decoder where it is fitted.
 
         Args:
             camera: a single one; of the grid that the VAE decodes, unless `decode` is off.
@@ -295,41 +395,60 @@ class LatentSplatfactoModel(SplatfactoModel):
 
         Returns:
             Pictures of the camera's size: `rgb` [H, W, 3] in [0, 1], `latent_rgb` [H, W, 3] (a linear map of the
-            latent), `depth` [H, W, 1] in scene units, `accumulation` [H, W, 1]; the `latent` [C, h, w] that was
-            decoded; and a stopwatch `times` with the marks `rasterized` and `decoded`.
+            latent), `depth` [H, W, 1] in scene units, `accumulation` [H, W, 1] and, with a decoder of the scene,
+            `vae_rgb` [H, W, 3], the VAE's picture, made when it is looked at; the `latent` [C, h, w]; and a stopwatch
+            `times` with the marks `rasterized` and `decoded`.
         """
-        times = Stopwatch(self.device)
-        field, alpha, depth = self.render_field(camera)
-        latent = self.normalization.to_latent(field[0])
-        times.mark("rasterized")
-        rgb = self.vae.decode(latent[None], camera.height, camera.width)[0] if decode else None
-        times.mark("decoded")
-        latent_rgb = enlarged(self.linear_rgb(latent).clamp(0, 1), camera)
+        times, decoder = Stopwatch(self.device), self.scene_decoder
+        rgb: Tensor | None = None
+        if decode and decoder is not None and self.decoder_is_fitted:
+            camera = camera.subdivided(decoder.density)
+            field, alpha, depth = self.render_field(camera, decoder.dense_dilation(self.config.dilation))
+            times.mark("rasterized")
+            rgb = decoder.decode(field[0], camera.height, camera.width)
+            times.mark("decoded")
+            latent = self.normalization.to_latent(decoder.field_latents(field[0]))
+        else:
+            decoder = None
+            field, alpha, depth = self.render_field(camera, self.config.dilation)
+            latent = self.normalization.to_latent(field[0])
+            times.mark("rasterized")
+            if decode:
+                rgb = self.vae.decode(latent[None], camera.height, camera.width)[0]
+            times.mark("decoded")
+        latent_rgb = enlarged(self.linear_rgb(self.normalization.to_latent(field[0])).clamp(0, 1), camera)
         assert depth is not None
-        return {
-            "rgb": latent_rgb if rgb is None else rgb,
-            "latent_rgb": latent_rgb,
-            "depth": enlarged(torch.where(alpha > 0, depth, depth.max())[0], camera),
-            "accumulation": enlarged(alpha[0], camera),
-            "latent": latent,
-            "times": times,
-        }
+        outputs = Outputs(
+            rgb=latent_rgb if rgb is None else rgb,
+            latent_rgb=latent_rgb,
+            depth=enlarged(torch.where(alpha > 0, depth, depth.max())[0], camera),
+            accumulation=enlarged(alpha[0], camera),
+            latent=latent,
+            times=times,
+        )
+        if decoder is not None:
+            outputs.later("vae_rgb", lambda: self.vae.decode(latent[None], camera.height, camera.width)[0])
+        return outputs
 
     @exit_on_user_error()
     @torch.no_grad()
-    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> dict[str, Tensor]:
+    def get_outputs_for_camera(self, camera: Cameras, obb_box: OrientedBox | None = None) -> Outputs:
         """Render a camera for nerfstudio's commands and viewer, inside a crop box if there is one.
 
         Returns:
-            `rgb`, `latent_rgb`, `depth`, `accumulation` of :meth:`render`; previews while the viewer's camera moves.
+            The pictures of :meth:`render`; previews while the viewer's camera moves.
         """
         self.set_crop(obb_box)
         cell: float = self.vae.spatial_factor
-        preview = viewer_is_moving() and self.viewer_preview.value == "latent_rgb"
+        shown = self.viewer_preview.value
+        if shown == "auto":
+            shown = "decoded" if self.decoder_is_fitted else "latent_rgb"
+        preview = viewer_is_moving() and shown == "latent_rgb"
         if preview:
             cell = preview_cell(int(camera.height), int(camera.width), self.vae.spatial_factor)
-        rendered = self.render(grid_camera(camera, cell, self.device), decode=not preview)
-        return {name: rendered[name] for name in ("rgb", "latent_rgb", "depth", "accumulation")}
+        outputs = self.render(grid_camera(camera, cell, self.device), decode=not preview)
+        del outputs["latent"], outputs["times"]  # no pictures
+        return outputs
 
     def set_background(self, background_color: Tensor) -> None:
         """Take the color that the viewer shows behind the Gaussians, RGB [3]; training does not see it."""
@@ -338,7 +457,7 @@ class LatentSplatfactoModel(SplatfactoModel):
     # ---------------------------------------------------------------- evaluation
 
     def get_image_metrics_and_images(
-        self, outputs: dict[str, Any], batch: dict[str, Any]
+        self, outputs: Outputs, batch: dict[str, Any]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Compare a rendered held-out view with its photograph.
 
@@ -351,6 +470,7 @@ class LatentSplatfactoModel(SplatfactoModel):
         """
         metrics, picture = compare_view(
             outputs["rgb"],
+            outputs.get("vae_rgb"),
             outputs["latent"],
             batch["image"],
             batch["latent"],
@@ -388,6 +508,7 @@ class LatentSplatfactoModel(SplatfactoModel):
             vae_fingerprint=self.vae.fingerprint,
             scene_transform=scene_transform,
             scene_scale=scene_scale,
+            decoder=self.scene_decoder if self.decoder_is_fitted else None,
         )
 
     # Colours for tools that know RGB only.
@@ -408,3 +529,7 @@ class LatentSplatfactoModel(SplatfactoModel):
     def colors(self) -> Tensor:
         """[N, 3], the Gaussians' mean colors."""
         return SH2RGB(self.shs_0)
+
+
+def _described(decoder: dict[str, int] | None) -> str:
+    return "no decoder of the scene" if decoder is None else f"a decoder of the scene with {decoder}"

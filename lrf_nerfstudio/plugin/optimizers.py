@@ -6,6 +6,7 @@ import torch
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from torch.optim.lr_scheduler import LRScheduler
+from tyro.conf import Suppress
 
 
 @dataclass
@@ -20,26 +21,38 @@ class FusedAdamConfig(AdamOptimizerConfig):
 
 
 @dataclass
-class RunLengthDecayConfig(SchedulerConfig):
-    """Exponential decay from the optimizer's learning rate to lr_final over the length of the run."""
+class RunScheduleConfig(SchedulerConfig):
+    """The learning rate over the two parts of a run: on latents and, if the scene gets a decoder, on photographs."""
 
-    _target: type = field(default_factory=lambda: RunLengthDecay)
-    lr_final: float = 1.6e-6
-    """Learning rate at the end of the decay."""
-    max_steps: int | None = None
-    """Steps that the decay takes; if none, the run's --max-num-iterations."""
+    _target: type = field(default_factory=lambda: RunSchedule)
+    lr_final: float | None = None
+    """Learning rate that an exponential decay over the whole run would end at; none: on latents it stays the same."""
+    on_photographs: float = 0.75
+    """Factor to the learning rate at the beginning of the part on photographs."""
+    decay_on_photographs: float = 0.05
+    """Further factor that it has decayed to at the end of this part, exponentially."""
+    steps: Suppress[int] = 1
+    """Length of the run, which the trainer fills in."""
+    latent_steps: Suppress[int] = 1
+    """Length of the part on latents, which the trainer fills in."""
 
 
-class RunLengthDecay(Scheduler):
-    """lr(t) = lr_init^(1 - t) lr_final^t with t = min(step / max_steps, 1).
+class RunSchedule(Scheduler):
+    """See :class:`RunScheduleConfig`.
 
-    Unlike nerfstudio's scheduler, whose state holds NumPy scalars, its state loads with `weights_only=True`.
+    Unlike nerfstudio's schedulers, whose state holds NumPy scalars, its state loads with `weights_only=True`.
     """
 
-    config: RunLengthDecayConfig
+    config: RunScheduleConfig
 
     def get_scheduler(self, optimizer: torch.optim.Optimizer, lr_init: float) -> LRScheduler:
-        max_steps = self.config.max_steps
-        assert max_steps is not None, "the trainer fills in the length of the run"
-        ratio = self.config.lr_final / lr_init
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: ratio ** min(step / max_steps, 1.0))
+        config = self.config
+        ratio = 1.0 if config.lr_final is None else config.lr_final / lr_init
+
+        def factor(step: int) -> float:
+            if step < config.latent_steps or config.latent_steps >= config.steps:
+                return float(ratio ** min(step / config.steps, 1.0))
+            progress = min((step - config.latent_steps) / (config.steps - config.latent_steps), 1.0)
+            return float(config.on_photographs * config.decay_on_photographs**progress)
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -118,7 +118,9 @@ def render_views(pipeline: LatentPipeline) -> list[Tensor]:
     for _, dataset in _datasets(pipeline):
         for index in range(len(dataset)):
             camera = grid_camera(dataset.cameras[index : index + 1], model.vae.spatial_factor, model.device)
-            latents.append(model.normalization.to_latent(model.render_field(camera).field[0]).cpu())
+            latents.append(
+                model.normalization.to_latent(model.render_field(camera, model.config.dilation).field[0]).cpu()
+            )
     return latents
 
 

@@ -96,6 +96,11 @@ class LatentPipeline(VanillaPipeline):
     def model(self) -> LatentSplatfactoModel:
         return self._model
 
+    def prepare_training(self, steps: int) -> None:
+        """Make what only training needs, for a run of so many steps, before a checkpoint is loaded."""
+        self.model.prepare_training(steps)
+        self.datamanager.prepare_training(self.model.latent_steps, self.model.scene_decoder)
+
     def _initial_state(self) -> dict[str, Any]:
         """What a new field starts from: maps between latents, field latents and RGB, and seed points with features."""
         datamanager, dataset = self.datamanager, self.datamanager.train_dataset
@@ -172,7 +177,7 @@ class LatentPipeline(VanillaPipeline):
         if "mask" in batch:
             batch["mask"] = downsample_mask(batch["mask"], self.model.vae.spatial_factor)[None]
         with torch.no_grad():
-            render = self.model.render_field(camera)
+            render = self.model.render_field(camera, self.model.config.dilation)
         outputs = {"field": render.field, "accumulation": render.alpha}
         metrics = self.model.get_metrics_dict(outputs, batch)
         losses = self.model.get_loss_dict(outputs, batch, metrics)

@@ -3,6 +3,9 @@
 import os
 import pickle
 import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,8 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer import Viewer
 from torch.amp.grad_scaler import GradScaler
 
-from lrf_nerfstudio.plugin.optimizers import RunLengthDecayConfig
-from lrf_nerfstudio.plugin.pipeline import LatentPipelineConfig
+from lrf_nerfstudio.plugin.optimizers import RunScheduleConfig
+from lrf_nerfstudio.plugin.pipeline import LatentPipeline, LatentPipelineConfig
 from lrf_nerfstudio.plugin.viewer import PictureClock
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.utils.files import replacing
@@ -59,6 +62,7 @@ class LatentTrainer(Trainer):
     """
 
     config: LatentTrainerConfig
+    pipeline: LatentPipeline
 
     def __init__(self, config: LatentTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
         if config.machine.device_type == "cuda" and not torch.cuda.is_available():
@@ -80,12 +84,14 @@ class LatentTrainer(Trainer):
 
     def setup_optimizers(self) -> Optimizers:
         """Optimizers and schedulers; what depends on the length of the run learns it, before a checkpoint is loaded."""
-        self.pipeline.model.prepare_training(self.config.max_num_iterations)
+        steps = self.config.max_num_iterations
+        self.pipeline.prepare_training(steps)
+        latent_steps = self.pipeline.model.latent_steps
         groups = {}
         for name, group in self.config.optimizers.items():
             scheduler = group["scheduler"]
-            if isinstance(scheduler, RunLengthDecayConfig) and scheduler.max_steps is None:
-                scheduler = replace(scheduler, max_steps=self.config.max_num_iterations)
+            if isinstance(scheduler, RunScheduleConfig):
+                scheduler = replace(scheduler, steps=steps, latent_steps=latent_steps)
             groups[name] = {"optimizer": group["optimizer"], "scheduler": scheduler}
         return Optimizers(groups, self.pipeline.get_param_groups())
 
@@ -102,16 +108,14 @@ class LatentTrainer(Trainer):
         super().train()
 
     def train_iteration(self, step: int) -> Any:
-        if self.device != "cpu":
+        with ExitStack() as stack:
+            if step == self._start_step:
+                # nerfstudio steps all schedules, also of parameters that are fitted later.
+                stack.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            if self.device == "cpu" and step < self.pipeline.model.latent_steps:
+                stack.enter_context(single_threaded())
             return super().train_iteration(step)
-        # A step on the CPU is a few kernels with threads of their own and many small torch operations, for which a
-        # second OpenMP thread costs more than it gives, and much more where other programs want the processors too.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return super().train_iteration(step)
-        finally:
-            torch.set_num_threads(threads)
 
     def _update_viewer_state(self, step: int) -> None:
         """Renew the viewer's picture when it is due; see :class:`PictureClock`."""
@@ -169,6 +173,21 @@ class LatentTrainer(Trainer):
             for older in self.checkpoint_dir.glob("step-*.ckpt"):
                 if older != path:
                     older.unlink()
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Give PyTorch one thread.
+
+    A step on latents is a few kernels with threads of their own and many small operations, for which a second OpenMP
+    thread costs more than it gives, and much more where other programs want the processors too.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def find_checkpoint(directory: Path, step: int | None = None) -> Path:

@@ -149,7 +149,7 @@ def test_the_loss_of_a_held_out_view(trained, gpu):
     camera, batch = trained.datamanager.next_eval(0)
     target = trained.model.normalization.to_field(batch["latent"][None])
     with gpu.no_waiting(), torch.no_grad():
-        outputs = {"field": trained.model.render_field(camera).field}
+        outputs = {"field": trained.model.render_field(camera, 0.1).field}
         metrics = trained.model.get_metrics_dict(outputs, {"target": target})
         losses = trained.model.get_loss_dict(outputs, {"target": target}, metrics)
     assert losses["main_loss"].device == DEVICE
