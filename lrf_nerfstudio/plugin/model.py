@@ -44,7 +44,8 @@ class SceneDecoderConfig:
     warmup: float = 0.03
     """Fraction of this part in which the decoder is fitted alone, before the Gaussians follow."""
     cell: int = 4
-    """Pixels per cell of the grid that it works on, along each axis; divides twice the VAE's factor."""
+    """Pixels per cell of the grid that it works on, along each axis; divides twice the VAE's factor. VAEs with a
+    smaller factor take that."""
     width: int = 32
     """Channels between its convolutions."""
     blocks: int = 2
@@ -65,7 +66,7 @@ class SceneDecoderConfig:
                 raise UserError(f"{option}.{name} must be a fraction, 0 to 1; it is {getattr(self, name)}.")
         if min(self.cell, self.width, self.blocks + 1) < 1:
             raise UserError(f"{option}.cell and .width must be 1 or more and .blocks 0 or more.")
-        if 2 * factor % self.cell:
+        if 2 * factor % min(self.cell, factor):
             raise UserError(f"{option}.cell must divide {2 * factor}, twice the factor of the VAE; it is {self.cell}.")
 
 
@@ -159,9 +160,10 @@ class LatentSplatfactoModel(SplatfactoModel):
         )
         self.scene_decoder: SceneDecoder | None = None
         if (options := self.config.scene_decoder).share > 0:
-            options.check(self.vae.spatial_factor)
+            factor = self.vae.spatial_factor
+            options.check(factor)
             self.scene_decoder = SceneDecoder(
-                channels, self.vae.spatial_factor, options.cell, options.width, options.blocks
+                channels, factor, min(options.cell, factor), options.width, options.blocks
             )
             self.scene_decoder.start_from(self.linear_rgb, self.normalization)
         self.latent_steps = self.joint_steps = 0  # until `prepare_training`

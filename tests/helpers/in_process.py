@@ -12,7 +12,7 @@ from lrf_nerfstudio.plugin.trainer import LatentTrainer
 
 
 def make_config(scene: Path, vae: Path, output: Path, device: str = "cpu", **options: Any) -> TrainerConfig:
-    """The method's configuration for a scene; `options` of the model by their name, others by a path with `__`.
+    """The method's configuration for a scene; `options` are those of the model or pipeline, their parts joined by `__`.
 
     Example: `make_config(scene, vae, output, sh_degree=0, datamanager__camera_res_scale_factor=0.5)`.
     """
@@ -22,9 +22,11 @@ def make_config(scene: Path, vae: Path, output: Path, device: str = "cpu", **opt
     config.output_dir, config.timestamp, config.vis = output, "run", "tensorboard"
     config.machine.device_type = device
     for name, value in options.items():
-        owner, _, attribute = f"model__{name}".rpartition("model__")[2].rpartition("__")
-        target = config.pipeline if owner else config.pipeline.model
-        for part in owner.split("__") if owner else []:
+        *owners, attribute = name.split("__")
+        model, target = config.pipeline.model, config.pipeline
+        if hasattr(model, owners[0] if owners else attribute):
+            target = model
+        for part in owners:
             target = getattr(target, part)
         assert hasattr(target, attribute), name
         setattr(target, attribute, value)

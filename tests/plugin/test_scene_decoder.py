@@ -1,0 +1,241 @@
+"""The last part of a run: the scene's own decoder is fitted, with the field, to the photographs."""
+
+import random
+import shutil
+
+import pytest
+import torch
+from fake_cuda import DEVICE, fake_cuda
+from in_process import make_pipeline, make_trainer
+from test_cuda import place_trainer, take_step
+from test_trainer import run_folder
+from tiny_scenes import Lens, write_scene
+
+from lrf_nerfstudio.field import LatentField
+from lrf_nerfstudio.field.decoder import SceneDecoder
+from lrf_nerfstudio.plugin.cameras import grid_camera
+from lrf_nerfstudio.plugin.photographs import Part, Photographs
+from lrf_nerfstudio.splatting.strategies import DensificationConfig
+
+KEPT = DensificationConfig(gradient_threshold=1e9, opacity_threshold=1e-6)
+"""No Gaussian is added or removed."""
+
+
+def psnr(trainer, name: str = "psnr") -> float:
+    return trainer.pipeline.get_average_eval_image_metrics()[name]
+
+
+def test_a_run_fits_latents_then_the_decoder_then_both(floor_scene, tiny_vae, tmp_path, device):
+    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, steps=40, densification=KEPT, device=device)
+    model = trainer.pipeline.model
+    assert (model.latent_steps, model.joint_steps) == (20, 21)
+    moved: dict[str, list[bool]] = {"means": [], "decoder": []}
+    take = trainer.train_iteration
+
+    def watched(step):
+        before = [model.means.detach().clone(), model.scene_decoder.tail.weight.detach().clone()]
+        result = take(step)
+        for name, old, new in zip(moved, before, (model.means, model.scene_decoder.tail.weight), strict=True):
+            moved[name].append(not torch.equal(old, new))
+        assert ("psnr" in result[2], "latent_psnr" in result[2]) == (step >= 20, step < 20)
+        return result
+
+    trainer.train_iteration = watched
+    trainer.train()
+    assert moved["means"] == [True] * 20 + [False] + [True] * 19
+    assert moved["decoder"] == [False] * 20 + [True] * 20
+
+
+def test_the_decoder_is_better_than_the_linear_map_that_it_starts_from(floor_scene, tmp_path, device):
+    trainer = make_trainer(floor_scene, "lrf-f4c4", tmp_path, steps=300, device=device)
+    model = trainer.pipeline.model
+    start = {name: tensor.clone() for name, tensor in model.scene_decoder.state_dict().items()}
+    trainer.train()
+    metrics = trainer.pipeline.get_average_eval_image_metrics()
+    assert metrics["psnr"] > 18
+    assert {"vae_psnr", "vae_ssim", "ceiling_psnr"} <= set(metrics)
+    model.scene_decoder.load_state_dict(start)
+    assert metrics["psnr"] > psnr(trainer) + 0.1
+
+
+def test_it_can_be_left_out(floor_scene, tiny_vae, tmp_path, device):
+    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, steps=4, scene_decoder__share=0.0, device=device)
+    trainer.train()
+    model = trainer.pipeline.model
+    assert model.scene_decoder is None and model.latent_steps == 4
+    assert not any("decoder" in name for name in model.state_dict())
+    camera = trainer.pipeline.datamanager.eval_dataset.cameras[0:1]
+    assert list(model.eval().get_outputs_for_camera(camera)) == ["rgb", "latent_rgb", "depth", "accumulation"]
+
+
+def test_the_vaes_picture_is_another_output_made_when_it_is_looked_at(floor_scene, tiny_vae, tmp_path, device):
+    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, steps=4, device=device)
+    trainer.train()
+    model = trainer.pipeline.eval().model
+    decode, calls = model.vae.decode, []
+    model.vae.decode = lambda *arguments: calls.append(1) or decode(*arguments)
+    outputs = model.get_outputs_for_camera(trainer.pipeline.datamanager.eval_dataset.cameras[0:1])
+    assert list(outputs) == ["rgb", "latent_rgb", "depth", "accumulation", "vae_rgb"]
+    assert not calls
+    assert outputs["vae_rgb"].shape == outputs["rgb"].shape == (67, 101, 3)
+    assert outputs["vae_rgb"] is outputs["vae_rgb"]
+    assert len(calls) == 1
+    assert not torch.equal(outputs["vae_rgb"], outputs["rgb"])
+
+
+@pytest.mark.parametrize("kind", ["opaque", "masked", "transparent", "sizes"])
+def test_all_kinds_of_photographs(tmp_path, tiny_vae, kind, device):
+    lenses = [Lens(96, 72), Lens(64, 101, 70.0)] if kind == "sizes" else Lens(101, 67)
+    kinds = {} if kind in ("opaque", "sizes") else {kind: True}
+    scene = write_scene(tmp_path / "scene", views=9, lenses=lenses, **kinds)
+    trainer = make_trainer(scene, tiny_vae, tmp_path, steps=12, datamanager__photograph_side=40, device=device)
+    trainer.train()
+    assert psnr(trainer) > 5
+
+
+def test_pixels_outside_the_mask_do_not_matter(tmp_path, tiny_vae, device):
+    pipeline = make_pipeline(write_scene(tmp_path / "scene", views=9, masked=True), tiny_vae, device=device)
+    pipeline.prepare_training(10)
+    model = pipeline.model
+    model.step = 9
+    camera, batch = pipeline.datamanager.next_train(9)
+    assert 0 < batch["mask"].sum() < batch["mask"].numel()
+    outputs = model(camera)
+    loss = model.get_loss_dict(outputs, batch)["main_loss"]
+    spoiled = torch.where(batch["mask"][..., None], batch["photograph"], 255 - batch["photograph"])
+    assert torch.equal(model.get_loss_dict(outputs, {**batch, "photograph": spoiled})["main_loss"], loss)
+    other = {**batch, "photograph": 255 - batch["photograph"]}
+    assert not torch.equal(model.get_loss_dict(outputs, other)["main_loss"], loss)
+
+
+# ---------------------------------------------------------------------------------------------------- photographs
+
+
+@pytest.mark.parametrize(("height", "width"), [(67, 101), (30, 101), (30, 30), (3, 200)])
+@pytest.mark.parametrize("margin", [0, 5, 24])
+def test_parts_lie_inside_and_reach_every_pixel(height, width, margin):
+    rows, columns = set[int](), set[int]()
+    generator = random.Random(0)
+    rows_and_columns = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"), dim=-1)
+    for _ in range(300):
+        part = Part.random(height, width, 32, 8, margin, generator)
+        inner = part.of(rows_and_columns)
+        outer = rows_and_columns[part.top : part.top + part.height, part.left : part.left + part.width]
+        assert torch.equal(outer[part.inside], inner)
+        assert max(inner.shape[:2]) <= 32
+        assert min(inner.shape[:2]) > 0
+        for axis, length in enumerate((height, width)):
+            first, last = int(inner[0, 0, axis]), int(inner[-1, -1, axis])
+            if length > 32:  # as much around it as there is
+                assert int(outer[0, 0, axis]) == max(first - margin, 0)
+                assert int(outer[-1, -1, axis]) == min(last + margin, length - 1)
+            else:
+                assert first == int(outer[0, 0, axis]) < 8 and last == length - 1
+        rows |= set(inner[:, 0, 0].tolist())
+        columns |= set(inner[0, :, 1].tolist())
+    assert (rows, columns) == (set(range(height)), set(range(width)))
+
+
+def test_a_part_is_decoded_as_in_the_whole_picture(floor_scene, tiny_vae):
+    """Up to where the grid lies: parts that begin at its cells are compared."""
+    pipeline = make_pipeline(floor_scene, tiny_vae)
+    pipeline.prepare_training(10)
+    model, decoder = pipeline.model, pipeline.model.scene_decoder
+    torch.nn.init.normal_(decoder.tail.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    whole = grid_camera(pipeline.datamanager.train_dataset.cameras[0:1], 8, "cpu")
+    dilation = decoder.dense_dilation(0.1)
+    with torch.no_grad():
+        model.eval()
+        picture = decoder(model.render_field(whole.subdivided(decoder.density), dilation).field[0])
+        part = Part(16, 32, 51, 69, (slice(24, 51), slice(24, 69)))
+        camera = part.camera(whole).subdivided(decoder.density)
+        decoded = decoder(model.render_field(camera, dilation).field[0])[part.inside]
+    torch.testing.assert_close(decoded, picture[40:67, 56:101], atol=1e-4, rtol=1e-4)
+
+
+def test_photographs_are_the_same_whether_they_are_kept_or_read(floor_scene, tiny_vae):
+    dataset = make_pipeline(floor_scene, tiny_vae).datamanager.train_dataset
+    kept, read = Photographs(dataset, 1e9, False), Photographs(dataset, 0, False)
+    order = [0, 3, 1, 3, 0, 2]
+    for index, following in zip(order, [*order[1:], 5], strict=True):
+        a, b = kept.take(index, following), read.take(index, following)
+        assert torch.equal(a.image, b.image) and a.image.dtype == torch.uint8
+        assert torch.equal(a.image.float() / 255, dataset.photograph(index)[0])
+    assert len(kept._kept) == 4 and not read._kept
+
+
+def test_a_photograph_that_vanishes_is_named_and_nothing_is_lost(tmp_path, tiny_vae, capsys):
+    scene = write_scene(tmp_path / "scene", views=9)
+    trainer = make_trainer(scene, tiny_vae, tmp_path, steps=40, datamanager__photograph_memory=0.0)
+    trainer.config.steps_per_save = 10
+    take = trainer.train_iteration
+
+    def sabotaged(step):
+        if step == 25:
+            shutil.rmtree(scene / "images")
+        return take(step)
+
+    trainer.train_iteration = sabotaged
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert f"{scene / 'images'}" in capsys.readouterr().err.replace("\n", "")
+    (checkpoint,) = (run_folder(scene, tmp_path) / "nerfstudio_models").iterdir()
+    assert checkpoint.name == "step-000000020.ckpt"
+
+
+# ---------------------------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.mark.parametrize("option", [{"scene_decoder__width": 16}, {"scene_decoder__share": 0.0}])
+def test_a_checkpoint_with_another_decoder_is_refused(floor_scene, tiny_vae, tmp_path, capsys, option):
+    make_trainer(floor_scene, tiny_vae, tmp_path / "first", 4).train()
+    models = run_folder(floor_scene, tmp_path / "first") / "nerfstudio_models"
+    with pytest.raises(SystemExit):
+        make_trainer(floor_scene, tiny_vae, tmp_path / "second", 8, load_from=(models, None), **option)
+    assert "--pipeline.model.scene-decoder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [{"share": 1.5}, {"warmup": -1.0}, {"cell": 3}, {"width": 0}])
+def test_options_out_of_range_are_named(floor_scene, tiny_vae, option, capsys):
+    ((name, value),) = option.items()
+    with pytest.raises(SystemExit):
+        make_pipeline(floor_scene, tiny_vae, **{f"scene_decoder__{name}": value})
+    assert f"--pipeline.model.scene-decoder.{name}" in capsys.readouterr().err.replace(".cell and .width", ".width")
+
+
+def test_the_exported_field_makes_the_models_pictures_without_a_vae(floor_scene, tiny_vae, tmp_path, device):
+    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, steps=8, device=device)
+    trainer.train()
+    model, dataset = trainer.pipeline.eval().model, trainer.pipeline.datamanager.eval_dataset
+    model.to_field(torch.eye(4)[:3], 1.0).save(tmp_path / "field.safetensors")
+    field = LatentField.load(tmp_path / "field.safetensors", device)
+    pixels = grid_camera(dataset.cameras[1:2], 1, device)
+    picture = field.picture(pixels.viewmats[0], pixels.Ks[0], width=101, height=67)
+    latent = field.render(pixels.viewmats[0], pixels.Ks[0], width=101, height=67)
+    outputs = model.render(grid_camera(dataset.cameras[1:2], 8, device))
+    torch.testing.assert_close(picture, outputs["rgb"], atol=1e-4, rtol=1e-4)
+    assert latent.shape == outputs["latent"].shape == (4, 9, 13)
+
+
+# ---------------------------------------------------------------------------------------------------- CUDA
+
+
+@pytest.mark.parametrize("side", [40, 1024])
+@pytest.mark.parametrize("mixed_precision", [False, True])
+def test_a_step_on_photographs_never_waits(floor_scene, tiny_vae, tmp_path, fake_gsplat, side, mixed_precision):
+    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, steps=20, datamanager__photograph_side=side)
+    trainer.mixed_precision = mixed_precision
+    with fake_cuda() as gpu:
+        place_trainer(gpu, trainer)
+        take_step(trainer, 9)
+        take_step(trainer, 10)
+        with gpu.no_waiting():
+            for step in range(11, 14):
+                loss, _, metrics = take_step(trainer, step)
+        assert loss.device == metrics["psnr"].device == DEVICE
+        model = trainer.pipeline.eval().model
+        camera = grid_camera(trainer.pipeline.datamanager.eval_dataset.cameras[0:1], 8, DEVICE)
+        with gpu.no_waiting():
+            rendered = model.render(camera)
+            assert rendered["rgb"].device == rendered["vae_rgb"].device == DEVICE
+        assert isinstance(model.scene_decoder, SceneDecoder)
