@@ -98,21 +98,22 @@ def test_ns_eval(trained, tmp_path):
         *("--render-output-path", pictures),
     ).check()
     results = json.loads((tmp_path / "metrics.json").read_text())["results"]
-    names = {"psnr", "ssim", "latent_psnr", "ceiling_psnr", "ceiling_ssim", "raster_seconds", "decode_seconds"}
+    names = {f"{kind}{name}" for kind in ("", "vae_", "ceiling_") for name in ("psnr", "ssim")}
+    names |= {"latent_psnr", "raster_seconds", "decode_seconds"}
     if (Path(torch.hub.get_dir()) / "checkpoints" / "alexnet-owt-7be5be79.pth").exists():
-        names |= {"lpips", "ceiling_lpips"}
+        names |= {"lpips", "vae_lpips", "ceiling_lpips"}
     assert set(results) == names | {f"{name}_std" for name in names}
     assert all(np.isfinite(value) for value in results.values())
     assert results["ceiling_psnr"] > 20
     assert results["psnr"] > 18  # an untrained field has 13
     assert 0 < results["raster_seconds"] < 1
     assert 0 < results["decode_seconds"] < 2
-    # The pictures show what was measured: photograph, reconstruction, render.
+    # The pictures show what was measured: photograph, reconstruction, the VAE's picture, the decoder's.
     paths = sorted(pictures.iterdir())
     assert len(paths) == 3
-    parts = [np.split(read_picture(path), 3, axis=1) for path in paths]
+    parts = [np.split(read_picture(path), 4, axis=1) for path in paths]
     assert parts[0][0].shape == (149, 199, 3)
-    for key, index in (("ceiling_psnr", 1), ("psnr", 2)):
+    for key, index in (("ceiling_psnr", 1), ("vae_psnr", 2), ("psnr", 3)):
         assert np.mean([psnr(part[0], part[index]) for part in parts]) == pytest.approx(results[key], abs=0.1)
     for part, path in zip(parts, ("000.png", "008.png", "016.png"), strict=True):
         assert np.abs(part[0] - read_picture(trained.scene / "images" / path)).max() < 0.003
@@ -273,7 +274,7 @@ def test_dataset(trained, pipeline, tmp_path, forked):
         *("ns-render", "dataset", "--load-config", trained.config, "--output-path", tmp_path, "--split", "train+test"),
         *("--image-format", "png"),
     ).check()
-    folders = {"gt-rgb", "rgb", "latent_rgb", "depth", "accumulation"}
+    folders = {"gt-rgb", "rgb", "latent_rgb", "depth", "accumulation", "vae_rgb"}
     for split, count in (("train", 14), ("test", 3)):
         assert {path.name for path in (tmp_path / split).iterdir()} == folders
         for folder in folders:

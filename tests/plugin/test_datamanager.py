@@ -236,7 +236,10 @@ def peak_memory_of_training(scene: Path, vae: Path, output: Path) -> float:
     """MB at most, for starting, training for some steps, and evaluating."""
     from in_process import make_trainer
 
-    trainer = make_trainer(scene, vae, output, steps=20, densification=DensificationConfig(max_gaussians=500))
+    options = {"datamanager__photograph_memory": 0.0}  # for the scene's decoder, as many as a user can afford
+    trainer = make_trainer(
+        scene, vae, output, steps=20, densification=DensificationConfig(max_gaussians=500), **options
+    )
     trainer.train()
     trainer.pipeline.get_average_eval_image_metrics()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

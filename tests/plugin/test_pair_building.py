@@ -78,7 +78,7 @@ def test_pairs_are_photographs_beside_what_the_field_renders(built, floor_scene,
 
 def test_fields_are_those_of_ns_train(built, floor_scene, tiny_vae, tmp_path):
     torch.manual_seed(42)  # the seed of nerfstudio's machine configuration
-    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, 60)
+    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, 60, scene_decoder__share=0.0)
     trainer.train()
     (path,) = (built.folder / RUN / "nerfstudio_models").iterdir()
     expected, actual = trainer.pipeline.state_dict(), torch.load(path, weights_only=True)["pipeline"]

@@ -150,7 +150,7 @@ def test_a_part_is_decoded_as_in_the_whole_picture(floor_scene, tiny_vae):
         part = Part(16, 32, 51, 69, (slice(24, 51), slice(24, 69)))
         camera = part.camera(whole).subdivided(decoder.density)
         decoded = decoder(model.render_field(camera, dilation).field[0])[part.inside]
-    torch.testing.assert_close(decoded, picture[40:67, 56:101], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(decoded, picture[40:67, 56:101], atol=1e-3, rtol=1e-3)
 
 
 def test_photographs_are_the_same_whether_they_are_kept_or_read(floor_scene, tiny_vae):

@@ -251,7 +251,7 @@ def test_the_control_panel_offers_the_outputs_and_the_preview(page):
     assert chosen == "rgb"
     assert outputs[:4] == ["rgb", "latent_rgb", "depth", "accumulation"]  # nerfstudio adds its depth buffer
     assert "Custom Elements" in page.text()
-    assert page.options("While moving, show") == ("latent_rgb", ["latent_rgb", "decoded"])
+    assert page.options("While moving, show") == ("auto", ["auto", "latent_rgb", "decoded"])
 
 
 def test_every_output_can_be_looked_at(page, model):
@@ -319,6 +319,7 @@ class RecordedRenders(RenderStateMachine):
 def test_previews_while_moving_are_not_decoded_and_the_decoded_picture_follows(model):
     camera = seen_from((0.3, 0.3, 0.3), aspect=4 / 3)
     machine = RecordedRenders(model, camera)
+    model.viewer_preview.value = "latent_rgb"
     machine.start()
     try:
         machine.action(RenderAction("move", camera))
