@@ -74,8 +74,11 @@ class LatentField:
         Returns:
             [C, ceil(height / f), ceil(width / f)], the latent that `VAE.decode` takes.
         """
-        field = self._render_grid(self._camera(viewmat, K, width, height), self.dilation)
-        return self.normalization.to_latent(field)
+        camera = self._camera(viewmat, K, width, height)
+        if self.decoder is None:
+            return self.normalization.to_latent(self._render_grid(camera, self.dilation))
+        dense = self._render_dense(camera, self.decoder)
+        return self.normalization.to_latent(self.decoder.field_latents(dense))
 
     @torch.no_grad()
     def picture(self, viewmat: Tensor, K: Tensor, width: int, height: int) -> Tensor:
@@ -92,12 +95,14 @@ class LatentField:
         """
         if self.decoder is None:
             raise ValueError("this field has no decoder of its own: decode what `render` returns with its VAE")
-        camera = self._camera(viewmat, K, width, height).subdivided(self.decoder.density)
-        dense = self._render_grid(camera, self.decoder.dense_dilation(self.dilation))
+        dense = self._render_dense(self._camera(viewmat, K, width, height), self.decoder)
         return self.decoder.decode(dense, height, width)
 
     def _camera(self, viewmat: Tensor, K: Tensor, width: int, height: int) -> GridCamera:
         return GridCamera.of_pictures(viewmat[None], K[None], height, width, self.spatial_factor)
+
+    def _render_dense(self, camera: GridCamera, decoder: SceneDecoder) -> Tensor:
+        return self._render_grid(camera.subdivided(decoder.density), decoder.dense_dilation(self.dilation))
 
     def _render_grid(self, camera: GridCamera, dilation: float) -> Tensor:
         """Return the field latents [rows, columns, C] of a camera, over the background."""

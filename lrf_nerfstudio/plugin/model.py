@@ -1,5 +1,6 @@
 """Gaussians whose color is a latent: splatfacto with C channels, rendered on the latent grid and decoded by a VAE."""
 
+import sys
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -166,7 +167,7 @@ class LatentSplatfactoModel(SplatfactoModel):
                 channels, factor, min(options.cell, factor), options.width, options.blocks
             )
             self.scene_decoder.start_from(self.linear_rgb, self.normalization)
-        self.latent_steps = self.joint_steps = 0  # until `prepare_training`
+        self.latent_steps = self.joint_steps = sys.maxsize  # until `prepare_training`
         self.decoder_is_fitted = False
         self.step = 0
         self.crop_box: OrientedBox | None = None

@@ -282,6 +282,7 @@ def test_the_field_grows_to_its_bound_and_not_beyond(floor_scene, tiny_vae, tmp_
         *(floor_scene, tiny_vae, tmp_path),
         steps=60,
         densification=DensificationConfig(strategy=strategy, max_gaussians=470, gradient_threshold=1e-7),
+        scene_decoder__share=0.0,
         device=device,
     )
     trainer.train()
@@ -352,13 +353,19 @@ def test_lower_degrees_train(floor_scene, tiny_vae, tmp_path, sh_degree, device)
 
 @pytest.fixture(scope="module")
 def movable(floor_scene, tiny_vae, device):
-    return make_pipeline(floor_scene, tiny_vae, camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"), device=device)
+    return make_pipeline(
+        floor_scene,
+        tiny_vae,
+        camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
+        background_color="black",
+        device=device,
+    )
 
 
 def test_the_camera_optimizer_gets_the_gradient(movable):
     """It equals the finite difference of what is rendered."""
     model = movable.model
-    model.config.background_color, model.optimizers = "black", {}
+    model.optimizers = {}
     # A few Gaussians apart from each other: where two overlap, a change of their order is a jump.
     model.gauss_params["opacities"].data.fill_(-20.0)
     model.gauss_params["opacities"].data[::40] = 0.0
@@ -385,14 +392,13 @@ def test_the_camera_optimizer_gets_the_gradient(movable):
 
 def test_the_camera_optimizer_moves_cameras(floor_scene, tiny_vae, tmp_path, device):
     trainer = make_trainer(
-        floor_scene, tiny_vae, tmp_path, steps=20, camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"), device=device
+        floor_scene, tiny_vae, tmp_path, steps=40, camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"), device=device
     )
     trainer.train()
     model = trainer.pipeline.model
     assert (model.camera_optimizer.pose_adjustment != 0).any(dim=-1).all()
     # Training sees the moved camera, evaluation the data set's.
     camera, _ = trainer.pipeline.datamanager.next_train(0)
-    model.config.background_color = "black"
     with torch.no_grad():
         moved, data = (model.render_field(seen, 0.1).alpha for seen in (model.optimized(camera), camera))
         assert not torch.equal(moved, data)
