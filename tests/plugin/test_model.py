@@ -353,7 +353,8 @@ def test_lower_degrees_train(floor_scene, tiny_vae, tmp_path, sh_degree, device)
 
 @pytest.fixture(scope="module")
 def movable(floor_scene, tiny_vae, device):
-    return make_pipeline(
+    options = {"camera_optimizer": CameraOptimizerConfig(mode="SO3xR3"), "background_color": "black"}
+    return make_pipeline(floor_scene, tiny_vae, device=device, **options)
         floor_scene,
         tiny_vae,
         camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
