@@ -246,9 +246,9 @@ class Case:
     def rasterize_step(self, backend: Literal["cpu", "cuda"]) -> Callable[[], tuple[float, float]]:
         """`rasterize()` of flat 3D Gaussians under a long lens, which project to those of the other steps."""
         focal = 100.0 * max(self.width, self.height)
-        centre = torch.tensor([self.width / 2, self.height / 2])
+        center = torch.tensor([self.width / 2, self.height / 2])
         scale = (self.depths / focal)[:, None]
-        means = torch.cat([(self.means2d - centre) * scale, self.depths[:, None]], dim=-1)
+        means = torch.cat([(self.means2d - center) * scale, self.depths[:, None]], dim=-1)
         scales = torch.cat([self.axes * scale, 1e-3 * scale], dim=-1)
         quats = torch.zeros(self.n, 4)
         quats[:, 0], quats[:, 3] = (self.angles / 2).cos(), (self.angles / 2).sin()

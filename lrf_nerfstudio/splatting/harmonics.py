@@ -8,7 +8,7 @@ MAX_SH_DEGREE = 3
 
 
 def sh_basis(degree: int, directions: Tensor) -> Tensor:
-    """Values of the (degree + 1)^2 real spherical harmonics, in the order and signs of 3DGS.
+    """Evaluate the (degree + 1)^2 real spherical harmonics, in the order and with the signs of 3DGS.
 
     Args:
         degree: 0 to 3.
@@ -45,13 +45,13 @@ def sh_basis(degree: int, directions: Tensor) -> Tensor:
 
 
 def evaluate_sh(degree: int, directions: Tensor, coeffs: Tensor) -> Tensor:
-    """Harmonics of any number of channels, seen from given directions. Differentiable in both tensors.
+    """Evaluate features that depend on the viewing direction. Differentiable in both tensors.
 
-    Nothing is added and nothing clamped (3DGS adds 0.5 and cuts off at 0, which suits RGB and no latent).
+    Nothing is added or clamped (3DGS adds 0.5 and clamps at 0, which suits RGB but not latents).
 
     Args:
         degree: 0 to 3.
-        directions: Viewing directions [N, 3], camera to Gaussian; need not be normalised.
+        directions: Viewing directions [N, 3], camera to Gaussian; need not be normalized.
         coeffs: [N, K, C] with K >= (degree + 1)^2; the rest is ignored.
 
     Returns:

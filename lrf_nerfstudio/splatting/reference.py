@@ -12,7 +12,7 @@ from lrf_nerfstudio.splatting.rasterization import Gaussians, RasterSettings, ca
 
 
 def rotation_matrices(quats: Tensor) -> Tensor:
-    """Rotation matrices [N, 3, 3] of unnormalised quaternions [N, 4] (wxyz)."""
+    """Return the rotation matrices [N, 3, 3] of quaternions [N, 4] (wxyz), which need not be normalized."""
     w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -23,7 +23,7 @@ def rotation_matrices(quats: Tensor) -> Tensor:
 
 
 def covariance_matrices(quats: Tensor, scales: Tensor) -> Tensor:
-    """Covariances R S S^T R^T [N, 3, 3] of Gaussians with quaternions [N, 4] (wxyz) and standard deviations [N, 3]."""
+    """Return the covariances R S S^T R^T [N, 3, 3] of quaternions [N, 4] (wxyz) and standard deviations [N, 3]."""
     factors = rotation_matrices(quats) * scales[:, None, :]
     return factors @ factors.transpose(-1, -2)
 
@@ -36,7 +36,7 @@ def project_reference(
     K: Tensor,  # [3, 3]
     settings: RasterSettings,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """EWA projection into one camera (Zwicker et al. 2002; 3DGS, section 4).
+    """Project into one camera by EWA splatting (Zwicker et al. 2002; 3DGS, section 4).
 
     Returns:
         means2d [N, 2] in pixels, covariances [N, 2, 2] with `eps2d` on the diagonal, depths [N], the opacity
@@ -76,7 +76,7 @@ def blend_reference(
     width: int,
     height: int,
 ) -> tuple[Tensor, Tensor]:
-    """Front-to-back alpha blending (3DGS, equation 3) of Gaussians that are all in view.
+    """Blend Gaussians that are all in view, front to back (3DGS, equation 3).
 
     A pixel takes a Gaussian when its alpha reaches 1/255, and stops before its transmittance would fall to 1e-4.
 
@@ -103,7 +103,7 @@ def blend_reference(
 def rasterize_reference(
     gaussians: Gaussians, viewmats: Tensor, Ks: Tensor, settings: RasterSettings
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`rasterize` without its speed: the same arguments, features, depth and alpha as results."""
+    """Do the work of `rasterize` slowly: the same arguments, and features, depth and alpha as results."""
     means, quats, scales, opacities, features, features_rest = gaussians
     harmonics = features[:, None] if features_rest is None else torch.cat([features[:, None], features_rest], dim=1)
     images, depth_maps, alphas = [], [], []

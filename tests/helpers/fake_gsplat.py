@@ -24,6 +24,7 @@ gsplat itself reads back one number at each call (how many pairs of Gaussian and
 it can avoid; it is not counted here.
 """
 
+import functools
 import sys
 import types
 from collections import Counter
@@ -46,6 +47,18 @@ class CameraModelType(Enum):
     PINHOLE = 0
 
 
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Count the calls of a function and, as compiled code does, ignore autocast."""
+
+    @functools.wraps(function)
+    def call(code: "CudaCode", *args: Any) -> Any:
+        code.calls[function.__name__] += 1
+        with torch.autocast("cuda", enabled=False):
+            return function(code, *args)
+
+    return call
+
+
 class CudaCode:
     """The functions of gsplat's `_C` that `gsplat.rasterization` and `gsplat.spherical_harmonics` call."""
 
@@ -58,11 +71,12 @@ class CudaCode:
         self.calls: Counter[str] = Counter()
         """How often each function was called."""
 
+    @_compiled
     def compute_sh_fwd(self, degree: int, dirs: Tensor, coeffs: Tensor, masks: Tensor | None) -> Tensor:
-        self.calls["compute_sh_fwd"] += 1
         self._check(dirs, coeffs)
         return _harmonics(degree, dirs, coeffs, masks)
 
+    @_compiled
     def compute_sh_bwd(
         self,
         n_bases: int,
@@ -73,7 +87,6 @@ class CudaCode:
         v_colors: Tensor,
         compute_v_dirs: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        self.calls["compute_sh_bwd"] += 1
         self._check(dirs, coeffs, v_colors)
         assert n_bases == coeffs.shape[-2] and v_colors.shape == dirs.shape
         v_dirs, v_coeffs = _gradients(
@@ -81,6 +94,7 @@ class CudaCode:
         )
         return v_coeffs, v_dirs if compute_v_dirs else None
 
+    @_compiled
     def fully_fused_projection_fwd(
         self,
         means: Tensor,
@@ -98,7 +112,6 @@ class CudaCode:
         calc_compensations: bool,
         camera_model: CameraModelType,
     ) -> tuple[Tensor, ...]:
-        self.calls["fully_fused_projection_fwd"] += 1
         self._check(means, quats, scales, viewmats, Ks)
         assert covars is None and radius_clip == 0 and camera_model is CameraModelType.PINHOLE
         project = _projection(Ks, width, height, eps2d, near_plane, far_plane)
@@ -112,6 +125,7 @@ class CudaCode:
             torch.where(seen, compensations, 0.0),
         )
 
+    @_compiled
     def fully_fused_projection_bwd(
         self,
         means: Tensor,
@@ -133,7 +147,6 @@ class CudaCode:
         v_compensations: Tensor | None,
         viewmats_requires_grad: bool,
     ) -> tuple[Tensor | None, ...]:
-        self.calls["fully_fused_projection_bwd"] += 1
         incoming = [v_means2d, v_depths, v_conics] + ([] if v_compensations is None else [v_compensations])
         assert (compensations is None) == (v_compensations is None)
         self._check(means, quats, scales, viewmats, Ks, conics, *incoming)
@@ -146,6 +159,7 @@ class CudaCode:
         )
         return v_means, None, v_quats, v_scales, v_viewmats if viewmats_requires_grad else None
 
+    @_compiled
     def isect_tiles(
         self,
         means2d: Tensor,
@@ -161,7 +175,6 @@ class CudaCode:
         double_buffer: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Puts all Gaussians into one tile of the whole image, in order of depth; those out of view have number -1."""
-        self.calls["isect_tiles"] += 1
         self._check(means2d, depths)
         self._check(radii, dtype=torch.int32)
         assert camera_ids is None and gaussian_ids is None and sort and double_buffer
@@ -172,11 +185,12 @@ class CudaCode:
         flatten_ids = torch.where(seen.gather(1, order), order + first, -1).int().flatten()
         return seen.int() * tile_width * tile_height, flatten_ids.long(), flatten_ids
 
+    @_compiled
     def isect_offset_encode(self, isect_ids: Tensor, n_cameras: int, tile_width: int, tile_height: int) -> Tensor:
-        self.calls["isect_offset_encode"] += 1
         self._check(isect_ids, dtype=torch.int64)
         return torch.zeros(n_cameras, tile_height, tile_width, dtype=torch.int32, device=isect_ids.device)
 
+    @_compiled
     def rasterize_to_pixels_fwd(
         self,
         means2d: Tensor,
@@ -191,7 +205,6 @@ class CudaCode:
         isect_offsets: Tensor,
         flatten_ids: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        self.calls["rasterize_to_pixels_fwd"] += 1
         self._check(means2d, conics, colors, opacities)
         self._check(isect_offsets, flatten_ids, dtype=torch.int32)
         assert backgrounds is None and masks is None
@@ -202,6 +215,7 @@ class CudaCode:
         image, alpha = blend(means2d, conics, colors, opacities)
         return image, alpha, torch.zeros(alpha.shape[:3], dtype=torch.int32, device=alpha.device)
 
+    @_compiled
     def rasterize_to_pixels_bwd(
         self,
         means2d: Tensor,
@@ -221,7 +235,6 @@ class CudaCode:
         v_alpha: Tensor,
         absgrad: bool,
     ) -> tuple[Tensor | None, ...]:
-        self.calls["rasterize_to_pixels_bwd"] += 1
         self._check(means2d, conics, colors, opacities, render_alphas, v_image, v_alpha)
         self._check(isect_offsets, flatten_ids, last_ids, dtype=torch.int32)
         blend = _blending(flatten_ids, width, height)

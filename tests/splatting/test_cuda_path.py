@@ -41,6 +41,15 @@ def test_steps_on_cuda_mix_no_devices_and_read_nothing_back(fake_gsplat, sh_degr
         assert leaves[name].grad.device.type == "cuda" and leaves[name].grad.shape == leaves[name].shape
 
 
+def test_mixed_precision_stays_out_of_rasterization(fake_gsplat):
+    scene = random_scene(n=40, sh_degree=2)
+    with fake_cuda() as gpu, torch.autocast("cuda", dtype=torch.float16):
+        leaves = {name: gpu.place(tensor.float()).requires_grad_(name != "Ks") for name, tensor in scene.items()}
+        features, depth, alpha, _ = rasterize(*arguments(leaves), RasterSettings(WIDTH, HEIGHT, sh_degree=2))
+        (features.sum() + depth.sum() + alpha.sum()).backward()
+    assert features.dtype == depth.dtype == alpha.dtype == leaves["means"].grad.dtype == torch.float32
+
+
 CASES = {
     "plain features": ({"channels": 4}, {}),
     "harmonics, two cameras": ({"channels": 5, "n_cameras": 2, "sh_degree": 2}, {"sh_degree": 2}),

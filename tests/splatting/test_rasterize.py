@@ -80,7 +80,7 @@ def test_reference_gradients_equal_finite_differences():
 
 
 def test_means2d_gradients_and_their_absolute_sum():
-    """means2d.grad is the gradient of the 2D centres; absgrad sums absolute values over pixels, so it bounds it."""
+    """means2d.grad is the gradient of the 2D centers; absgrad sums absolute values over pixels, so it bounds it."""
     scene = random_scene(n=60, width=WIDTH, height=HEIGHT)
     leaves = {name: tensor.float().requires_grad_() for name, tensor in scene.items() if name != "Ks"}
     image, _, _, info = rasterize(

@@ -12,7 +12,7 @@ from gaussian_scenes import random_scene
 from test_gsplat_agreement import HEIGHT, WIDTH, render, trainable
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
-from lrf_nerfstudio.splatting import rasterize
+from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
 from lrf_nerfstudio.splatting.reference import covariance_matrices
 from lrf_nerfstudio.splatting.strategies import (
     DefaultStrategy,
@@ -363,11 +363,8 @@ def rendered_alpha(gaussians: dict[str, torch.Tensor], size: int = 201) -> torch
     viewmat = torch.eye(4)
     viewmat[2, 3] = 10.0
     K = torch.tensor([[1500.0, 0.0, size / 2], [0.0, 1500.0, size / 2], [0.0, 0.0, 1.0]])
-    features = torch.ones(len(gaussians["means"]), 1)
-    alpha = rasterize(
-        **gaussians, features=features, viewmats=viewmat[None], Ks=K[None], width=size, height=size, eps2d=0.0
-    )[2]
-    return alpha[0, :, :, 0]
+    whole = Gaussians(**gaussians, features=torch.ones(len(gaussians["means"]), 1))
+    return rasterize(whole, viewmat[None], K[None], RasterSettings(size, size, eps2d=0.0)).alpha[0, :, :, 0]
 
 
 def test_transparent_gaussians_move_onto_opaque_ones():

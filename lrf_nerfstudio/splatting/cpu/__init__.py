@@ -1,1 +1,1 @@
-"""CPU backend of the rasterizer: numba kernels over tiles, forward and backward."""
+"""The CPU backend: numba kernels for projection, sorting and blending, forward and backward."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import Function
 
-from lrf_nerfstudio.splatting.cpu import projection_kernels, threads, tile_kernels
+from lrf_nerfstudio.splatting.cpu import blending, projection, sorting, threads
 from lrf_nerfstudio.splatting.cpu.simd import LANES
 from lrf_nerfstudio.splatting.rasterization import Gaussians, RasterSettings, Rendering, camera_positions
 
@@ -101,9 +101,9 @@ class Project(Function):
         compensations = _empty(n_cameras, n)
         colors = _empty(n_cameras, 0 if settings.sh_degree is None else n, channels)
         outputs = radii, means2d, depths, conics, compensations, colors
-        ranges = threads.even_ranges(n, projection_kernels.CHUNK)
+        ranges = threads.even_ranges(n, projection.CHUNK)
         for camera, projected in zip(cameras, _by_camera(*outputs), strict=True):
-            threads.run(projection_kernels.project, ranges, gaussians, camera, view, harmonics, projected)
+            threads.run(projection.project, ranges, gaussians, camera, view, harmonics, projected)
         ctx.save_for_backward(means, quats, scales, opacities, features, features_rest, radii)
         ctx.cameras, ctx.settings = cameras, settings
         ctx.mark_non_differentiable(radii)
@@ -122,12 +122,12 @@ class Project(Function):
         gaussians = _flat(means, quats, scales, opacities, features, features_rest)
         v_gaussians = _flat(*gradients)
         view, harmonics = _view(ctx.settings), _harmonics(ctx.settings, features_rest)
-        ranges = threads.even_ranges(n, projection_kernels.CHUNK)
+        ranges = threads.even_ranges(n, projection.CHUNK)
         v_cameras = np.zeros((n_cameras, len(ranges), 15), np.float32)
         by_camera = zip(ctx.cameras, _by_camera(radii), _by_camera(*given), v_cameras, strict=True)
         for b, (camera, (radii_of_b,), v_projected, v_camera) in enumerate(by_camera):
             threads.run(
-                projection_kernels.project_backward,
+                projection.project_backward,
                 ranges,
                 gaussians,
                 camera,
@@ -190,7 +190,7 @@ class Blend(Function):
         sorted_splats = []
         for image, splats_of_b, (radii_of_b,) in zip(images, splats, _by_camera(radii), strict=True):
             tiles = _sort_into_tiles(radii_of_b, splats_of_b, layout)
-            threads.run(tile_kernels.blend, _tile_ranges(width, height), tiles.lists, layout, image)
+            threads.run(blending.blend, _tile_ranges(width, height), tiles.lists, layout, image)
             sorted_splats.append(tiles)
         ctx.save_for_backward(means2d, conics, opacities, colors, depths, depth, alpha)
         ctx.buffers = transmittances, last_pairs, sorted_splats
@@ -222,7 +222,7 @@ class Blend(Function):
         for tiles, splats, image, v_image, v_splats in of_cameras:
             v_pairs = _empty(len(tiles.pair_ranks), tiles.records.shape[1]).numpy()
             threads.run(
-                tile_kernels.blend_backward,
+                blending.blend_backward,
                 _tile_ranges(width, height),
                 tiles.lists,
                 layout,
@@ -232,8 +232,8 @@ class Blend(Function):
                 v_pairs,
             )
             threads.run(
-                tile_kernels.gather_gradients,
-                threads.even_ranges(n, tile_kernels.CHUNK),
+                blending.gather_gradients,
+                threads.even_ranges(n, sorting.CHUNK),
                 tiles.order,
                 tiles.pair_starts,
                 v_pairs,
@@ -248,7 +248,7 @@ class Blend(Function):
 
 
 class _Tiles(NamedTuple):
-    """The visible Gaussians of one camera, sorted by depth and into tiles; see `tile_kernels`."""
+    """The visible Gaussians of one camera, sorted by depth and into tiles; see `sorting`."""
 
     order: NDArray[np.int32]
     """Indices of the Gaussians [N], the V visible ones first, nearest first."""
@@ -270,12 +270,12 @@ class _Tiles(NamedTuple):
 
 
 def _tile_count(width: int, height: int) -> int:
-    tile = tile_kernels.TILE
+    tile = sorting.TILE
     return -(-width // tile) * -(-height // tile)
 
 
 def _tile_ranges(width: int, height: int) -> list[tuple[int, int]]:
-    return threads.even_ranges(_tile_count(width, height), tile_kernels.TILES_AT_ONCE)
+    return threads.even_ranges(_tile_count(width, height), blending.TILES_AT_ONCE)
 
 
 def _sort_into_tiles(
@@ -290,14 +290,14 @@ def _sort_into_tiles(
     """
     _, _, opacities, _, depths = splats
     channels, with_depth, width, height = layout
-    order, n_visible = tile_kernels.depth_order(radii, depths, opacities)
-    ranges = threads.even_ranges(n_visible, tile_kernels.CHUNK)
-    record_size = -(-(tile_kernels.HEADER + channels + with_depth) // LANES) * LANES
+    order, n_visible = sorting.depth_order(radii, depths, opacities)
+    ranges = threads.even_ranges(n_visible, sorting.CHUNK)
+    record_size = -(-(sorting.HEADER + channels + with_depth) // LANES) * LANES
     records = _empty(n_visible, record_size).numpy()  # aligned to cache lines
     pair_counts = np.empty(n_visible, np.int32)
     tile_counts = np.empty((len(ranges), _tile_count(width, height)), np.int32)
-    pair_tiles = threads.run(tile_kernels.pack, ranges, order, splats, layout, records, pair_counts, tile_counts)
-    tile_starts, pair_starts = tile_kernels.lay_out_pairs(pair_counts, tile_counts)
+    pair_tiles = threads.run(sorting.pack, ranges, order, splats, layout, records, pair_counts, tile_counts)
+    tile_starts, pair_starts = sorting.lay_out_pairs(pair_counts, tile_counts)
     pair_ranks, pair_slots = np.empty(tile_starts[-1], np.int32), np.empty(tile_starts[-1], np.int32)
-    threads.run(tile_kernels.list_pairs, ranges, pair_starts, tile_counts, pair_ranks, pair_slots, of_range=pair_tiles)
+    threads.run(sorting.list_pairs, ranges, pair_starts, tile_counts, pair_ranks, pair_slots, of_range=pair_tiles)
     return _Tiles(order, records, tile_starts, pair_ranks, pair_slots, pair_starts)

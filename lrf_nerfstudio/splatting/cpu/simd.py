@@ -1,6 +1,6 @@
 """Explicit SIMD for numba: vectors of float32 and int32 as values inside kernels.
 
-LLVM vectorises a loop over pixels only when it can prove a great deal; here the vectors are spelled out instead, so
+LLVM vectorizes a loop over pixels only when it can prove a great deal; here the vectors are spelled out instead, so
 that the kernels are vector code on every machine (one AVX-512 register, two AVX ones or four NEON ones hold the 16
 lanes). No fast-math flag is used: multiply-adds are fused where the source says `fma`, NaN and inf behave as in
 IEEE 754, and two kernels that evaluate the same expression get the same bits.
@@ -18,6 +18,8 @@ from numba import types
 from numba.core import cgutils
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, lower_cast, models, register_model
+
+from lrf_nerfstudio.splatting.cpu.threads import inline
 
 LANES = 16
 """Lanes of the wide vectors: one 4 x 4 block of pixels, or 16 Gaussians."""
@@ -73,7 +75,7 @@ for _kind in (FloatVector, IntVector, MaskVector):
 
 
 def _splat(builder, value, lanes: int):
-    """A vector with `value` in every lane."""
+    """Return a vector with `value` in every lane."""
     vector = ir.VectorType(value.type, lanes)
     single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(_I32, 0))
     return builder.shuffle_vector(single, ir.Constant(vector, ir.Undefined), _indices([0] * lanes))
@@ -94,7 +96,7 @@ def _scalar_to_vector(context, builder, fromty, toty, value):
 
 
 def _register(function, emit, result=None) -> None:
-    """Types and lowers a binary operator on float vectors and scalars, which are broadcast."""
+    """Type and lower a binary operator on float vectors and scalars, which are broadcast."""
 
     @infer_global(function)
     class _Binary(AbstractTemplate):
@@ -148,7 +150,7 @@ def _lower_and(context, builder, sig, args):
 
 
 def _intrinsic_call(builder, name: str, args):
-    """Calls the LLVM intrinsic `name`, whose result and arguments all have the type of the first argument."""
+    """Call the LLVM intrinsic `name`, whose result and arguments all have the type of the first argument."""
     kind = args[0].type
     element = {_F32: "f32", _I32: "i32"}[kind.element]
     function_type = ir.FunctionType(kind, [arg.type for arg in args])
@@ -158,7 +160,7 @@ def _intrinsic_call(builder, name: str, args):
 
 @intrinsic
 def fma(typingctx, a, b, c):
-    """`a * b + c`, rounded once where the machine has the instruction. Scalars are broadcast."""
+    """Return `a * b + c`, rounded once where the machine has the instruction. Scalars are broadcast."""
     vector = next((arg for arg in (a, b, c) if isinstance(arg, FloatVector)), None)
     if vector is None:
         return None
@@ -171,7 +173,7 @@ def fma(typingctx, a, b, c):
 
 
 def _elementwise(name: str, doc: str):
-    """An intrinsic of one float vector that LLVM offers as `llvm.<name>`."""
+    """Make an intrinsic of one float vector that LLVM offers as `llvm.<name>`."""
 
     @intrinsic
     def function(typingctx, a):
@@ -191,7 +193,7 @@ floor = _elementwise("floor", "Every lane rounded down.")
 
 @intrinsic
 def select(typingctx, mask, a, b):
-    """Lanes of `a` where `mask` is set, of `b` elsewhere. A scalar is broadcast to the type of the other one."""
+    """Take lanes of `a` where `mask` is set, of `b` elsewhere. A scalar is broadcast to the type of the other one."""
     vector = a if isinstance(a, VectorType) else b
     if not (isinstance(mask, MaskVector) and isinstance(vector, VectorType)):
         return None
@@ -225,7 +227,7 @@ maximum = _extremum("larger", ">")
 
 @intrinsic
 def any_lane(typingctx, mask):
-    """Whether any lane of a mask is set."""
+    """Tell whether any lane of a mask is set."""
     if not isinstance(mask, MaskVector):
         return None
 
@@ -238,7 +240,7 @@ def any_lane(typingctx, mask):
 
 @intrinsic
 def broadcast(typingctx, value):
-    """A float32 vector of LANES lanes with `value` in each."""
+    """Return a float32 vector of LANES lanes with `value` in each."""
     if not isinstance(value, types.Number):
         return None
     vector = FloatVector(LANES)
@@ -249,7 +251,7 @@ def broadcast(typingctx, value):
 
 @intrinsic
 def broadcast_int(typingctx, value):
-    """An int32 vector of LANES lanes with `value` in each."""
+    """Return an int32 vector of LANES lanes with `value` in each."""
     if not isinstance(value, types.Integer):
         return None
 
@@ -261,7 +263,7 @@ def broadcast_int(typingctx, value):
 
 @intrinsic
 def not_above(typingctx, a, b):
-    """The mask `a <= b` of two int32 vectors."""
+    """Return the mask `a <= b` of two int32 vectors."""
     if not (isinstance(a, IntVector) and a == b):
         return None
     return signature(MaskVector(a.lanes), a, b), lambda context, builder, sig, args: builder.icmp_signed("<=", *args)
@@ -269,7 +271,7 @@ def not_above(typingctx, a, b):
 
 @intrinsic
 def lane_numbers(typingctx, divisor, modulus):
-    """`(lane // divisor) % modulus` for every lane, as floats; both literal integers."""
+    """Return `(lane // divisor) % modulus` for every lane, as floats; both are literal integers."""
     if not (isinstance(divisor, types.IntegerLiteral) and isinstance(modulus, types.IntegerLiteral)):
         return None
     values = [float(lane // divisor.literal_value % modulus.literal_value) for lane in range(LANES)]
@@ -315,7 +317,7 @@ load4 = _loader(4)
 
 @intrinsic
 def load_scalar(typingctx, array, index):
-    """`array.ravel()[index]` without checks."""
+    """Return `array.ravel()[index]` without checks."""
     if not isinstance(array, types.Array) or array.layout != "C":
         return None
 
@@ -327,7 +329,7 @@ def load_scalar(typingctx, array, index):
 
 @intrinsic
 def store_scalar(typingctx, array, index, value):
-    """`array.ravel()[index] = value` without checks."""
+    """Do `array.ravel()[index] = value` without checks."""
     if not isinstance(array, types.Array) or array.layout != "C":
         return None
 
@@ -341,7 +343,7 @@ def store_scalar(typingctx, array, index, value):
 
 @intrinsic
 def prefetch(typingctx, array, index):
-    """Asks for the cache line of `array.ravel()[index]`, which may lie anywhere."""
+    """Ask for the cache line of `array.ravel()[index]`, which may lie anywhere."""
     if not isinstance(array, types.Array) or array.layout != "C":
         return None
 
@@ -358,7 +360,7 @@ def prefetch(typingctx, array, index):
 
 @intrinsic
 def load_broadcast(typingctx, array, index):
-    """One float32 element of `array`, in all LANES lanes."""
+    """Return one float32 element of `array` in all LANES lanes."""
     if not _is_array(array, types.float32):
         return None
 
@@ -371,7 +373,7 @@ def load_broadcast(typingctx, array, index):
 
 @intrinsic
 def store(typingctx, array, index, vector):
-    """Writes a vector into `array` from flat `index` on."""
+    """Write a vector into `array` from flat `index` on."""
     if not (isinstance(vector, (FloatVector, IntVector)) and isinstance(array, types.Array) and array.layout == "C"):
         return None
 
@@ -383,9 +385,21 @@ def store(typingctx, array, index, vector):
     return signature(types.none, array, index, vector), codegen
 
 
+@inline
+def load_row(matrix, row):
+    """Return row `row` of a float32 array [..., LANES]."""
+    return load(matrix, row * LANES)
+
+
+@inline
+def store_row(matrix, row, vector):
+    """Write row `row` of an array [..., LANES]."""
+    store(matrix, row * LANES, vector)
+
+
 @intrinsic
 def broadcast4(typingctx, value):
-    """A float32 vector of 4 lanes with `value` in each."""
+    """Return a float32 vector of 4 lanes with `value` in each."""
     vector = FloatVector(4)
     return signature(vector, value), lambda context, builder, sig, args: context.cast(
         builder, args[0], sig.args[0], vector
@@ -394,7 +408,7 @@ def broadcast4(typingctx, value):
 
 @intrinsic
 def lane_sums(typingctx, vectors):
-    """Sums over the lanes of each of 4 vectors (a tuple), as one vector of 4 lanes.
+    """Sum over the lanes of each of 4 vectors (a tuple), into one vector of 4 lanes.
 
     The vectors are folded pairwise into each other, which takes three operations a sum instead of eight. The order of
     additions is fixed.
@@ -404,7 +418,7 @@ def lane_sums(typingctx, vectors):
     lanes = vectors.dtype.lanes
 
     def fold(builder, a, b, group: int):
-        """Halves the groups of `group` lanes of a and b; the result holds a's groups, then b's."""
+        """Halve the groups of `group` lanes of a and b; the result holds a's groups, then b's."""
         half = group // 2
         starts = [*range(0, lanes, group), *range(lanes, 2 * lanes, group)]
         left = _indices([start + k for start in starts for k in range(half)])
@@ -430,7 +444,7 @@ def lane_sums(typingctx, vectors):
 
 @intrinsic
 def lane_sum(typingctx, a):
-    """The sum of the lanes of a vector, as float32; pairs first, then pairs of pairs."""
+    """Return the sum of the lanes of a vector as float32; pairs first, then pairs of pairs."""
     if not isinstance(a, FloatVector):
         return None
 
@@ -451,7 +465,7 @@ _EXP2_POLYNOMIAL = (1.32764725e-3, 9.67554189e-3, 5.55071309e-2, 2.40221202e-1, 
 
 @intrinsic
 def exp2(typingctx, a):
-    """2 to the power of every lane, for lanes in [-100, 100]; relative error below 3e-7."""
+    """Raise 2 to the power of every lane, for lanes in [-100, 100]; relative error below 3e-7."""
     if not isinstance(a, FloatVector):
         return None
     lanes = a.lanes
@@ -476,7 +490,7 @@ _LOG2_SERIES = tuple(2.0 / (k * math.log(2.0)) for k in (9, 7, 5, 3, 1))
 
 @intrinsic
 def log2(typingctx, a):
-    """Logarithm to base 2 of every lane, for normal positive numbers; absolute error below 5e-7."""
+    """Take the logarithm to base 2 of every lane, for normal positive numbers; absolute error below 5e-7."""
     if not isinstance(a, FloatVector):
         return None
     lanes = a.lanes
