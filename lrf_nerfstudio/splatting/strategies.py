@@ -58,8 +58,8 @@ class DensificationConfig:
     """How Gaussians are added and removed."""
 
     strategy: Literal["default", "mcmc"] = "default"
-    """Grow where gradients are large and remove what is transparent (default, 3DGS), or move transparent Gaussians to
-    opaque ones and add noise (mcmc, 3DGS-MCMC)."""
+    """`default` adds Gaussians where gradients are large and removes transparent ones (3DGS); `mcmc` moves transparent
+    ones onto opaque ones and adds noise (3DGS-MCMC)."""
     max_gaussians: int = 100_000
     """The field never grows beyond this many Gaussians; more seed points than these are thinned out evenly."""
     start: float = 0.1
@@ -69,26 +69,27 @@ class DensificationConfig:
     refinements: int = 12
     """Times that Gaussians are added and removed, spread evenly from start to stop."""
     opacity_threshold: float = 0.02
-    """Gaussians below this opacity are removed (default) or moved (mcmc)."""
+    """Gaussians below this opacity are transparent: the default strategy removes them, mcmc moves them."""
     gradient_threshold: float = 0.002
-    """default: Gaussians grow where the mean norm of the gradient of their projected centers, in units of half the
-    picture, is above this. Lower values give more Gaussians, finer fields and longer runs."""
+    """The default strategy divides Gaussians in two when the mean norm of the gradient of their projected centers, in
+    units of half the picture, is above this. Lower values give more Gaussians, finer fields and longer runs."""
     absgrad: bool = True
-    """default: sum the absolute values of the gradient over the pixels (AbsGS) in place of the values, which cancel."""
+    """The default strategy sums the absolute values of that gradient over the pixels (AbsGS) instead of the values,
+    which partly cancel. Without it, thresholds are lower: a third or so."""
     split_scale: float = 0.01
-    """default: Gaussians that grow are split in two when their largest standard deviation is above this, in units of
-    the scene, and duplicated otherwise."""
+    """The default strategy splits a Gaussian into two smaller ones when its largest standard deviation is above this,
+    in units of the scene, and duplicates it otherwise."""
     opacity_resets: int = 0
-    """default: times that all opacities are lowered to twice the threshold, spread evenly over the refinements, so that
-    only the Gaussians that are needed become opaque again."""
+    """Times that the default strategy lowers all opacities to twice the threshold, spread evenly over the refinements,
+    so that only the Gaussians that are needed become opaque again."""
     mcmc_growth: float = 0.05
-    """mcmc: fraction of the Gaussians that is added at every refinement."""
+    """Fraction of the Gaussians that mcmc adds at every refinement."""
     mcmc_noise: float = 5e5
-    """mcmc: strength of the noise on the centers, in units of their learning rate."""
+    """Strength of the noise that mcmc adds to the centers, in units of their learning rate."""
     mcmc_opacity_weight: float = 0.01
-    """mcmc: weight of the mean opacity in the loss, which makes unneeded Gaussians fade."""
+    """Weight of the mean opacity in the loss of mcmc, which makes unneeded Gaussians fade."""
     mcmc_scale_weight: float = 0.01
-    """mcmc: weight of the mean standard deviation in the loss."""
+    """Weight of the mean standard deviation in the loss of mcmc, which makes unneeded Gaussians shrink."""
 
     def check(self) -> None:
         """Check that every option is in its range.
