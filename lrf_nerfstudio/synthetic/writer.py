@@ -1,4 +1,4 @@
-"""Scenes as folders that nerfstudio, COLMAP and this package read:
+"""Scenes as folders that nerfstudio, COLMAP and this package read.
 
     images/view_000.png ...   the pictures
     transforms.json           cameras, the split (every 8th view is held out, starting with the first), and the settings
@@ -19,6 +19,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
 from lrf_nerfstudio.synthetic.cameras import Cameras
 from lrf_nerfstudio.synthetic.correspondences import SurfacePoints, find_points
@@ -101,7 +102,7 @@ def write_scene(
     names = [f"view_{view:03d}.png" for view in range(len(cameras))]
     try:
         (partial / "images").mkdir(parents=True)
-        images = []
+        images = list[NDArray[np.uint8]]()
         with ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS) as pool:
             for image in pool.map(lambda view: render(scene, cameras, view, settings["samples"]), range(len(cameras))):
                 Image.fromarray(image).save(partial / "images" / names[len(images)])
