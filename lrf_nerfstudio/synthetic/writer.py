@@ -25,6 +25,7 @@ from lrf_nerfstudio.synthetic.cameras import Cameras
 from lrf_nerfstudio.synthetic.correspondences import SurfacePoints, find_points
 from lrf_nerfstudio.synthetic.raytracer import Scene, render
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.files import unwritable
 
 HOLD_OUT = 8
 """Every so many views, one is held out."""
@@ -117,7 +118,7 @@ def write_scene(
         _write_colmap(partial / "colmap" / "sparse" / "0", cameras, names, found)
         os.replace(partial, folder)
     except OSError as error:
-        raise UserError(f"The scene {folder} cannot be written: {error.strerror or error}.") from error
+        raise unwritable(folder, error, "--output") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return len(found.positions)
