@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-from rich.progress import Progress
-
 from lrf_nerfstudio.synthetic.demo import demo_cameras, demo_scene
 from lrf_nerfstudio.synthetic.writer import PictureConfig, is_there, settings_of, write_scene
-from lrf_nerfstudio.utils.errors import exit_on_user_error
+from lrf_nerfstudio.utils.cli import run
+from lrf_nerfstudio.utils.progress import progress_bar
 
 
 @dataclass
@@ -35,7 +33,7 @@ def make_demo_scene(config: DemoScene) -> None:
         print(f"{config.output} holds this scene already.")
         return
     scene, cameras = demo_scene(config.seed), demo_cameras(config.views, config.seed, config.size)
-    with Progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("Ray tracing", total=config.views)
         points = write_scene(config.output, scene, cameras, settings, lambda: progress.advance(task))
     height, width = config.size
@@ -43,5 +41,4 @@ def make_demo_scene(config: DemoScene) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        make_demo_scene(tyro.cli(DemoScene))
+    run(make_demo_scene)

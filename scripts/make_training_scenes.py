@@ -12,13 +12,11 @@ Example: `python scripts/make_training_scenes.py --output scenes --count 100`, t
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
-
 from lrf_nerfstudio.synthetic.random_scenes import random_scene
 from lrf_nerfstudio.synthetic.writer import PictureConfig, is_there, settings_of, write_scene
-from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.utils.cli import run
+from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.progress import progress_bar
 
 
 @dataclass
@@ -50,8 +48,7 @@ def make_training_scenes(config: TrainingScenes) -> None:
         raise UserError(f"--shard-index is from 0 to --num-shards - 1, which is {config.num_shards - 1}.")
     last = config.first_seed + config.count
     seeds, failed = range(config.first_seed, last)[config.shard_index :: config.num_shards], list[int]()
-    console = Console()
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as bar:
+    with progress_bar() as bar:
         task = bar.add_task("Views", total=len(seeds) * config.views)
         for number, seed in enumerate(seeds, start=1):
             folder, settings = config.output / f"scene_{seed:05d}", settings_of(config, "random", seed)
@@ -61,17 +58,16 @@ def make_training_scenes(config: TrainingScenes) -> None:
                     write_scene(folder, scene, cameras, settings, lambda: bar.advance(task))
             except UserError as error:
                 failed.append(seed)
-                console.print(f"Scene {seed} is left out: {error}", markup=False, style="red")
+                bar.console.print(f"Scene {seed} is left out: {error}", markup=False, style="red")
             except Exception:  # whatever it is, the other scenes can be had
                 failed.append(seed)
-                console.print_exception()
+                bar.console.print_exception()
             bar.update(task, completed=number * config.views)
-    console.print(f"{config.output} has {len(seeds) - len(failed)} scenes of this process.", markup=False)
+    print(f"{config.output} has {len(seeds) - len(failed)} scenes of this process.")
     if failed:
         names = ", ".join(map(str, failed))
         raise UserError(f"{len(failed)} of {len(seeds)} scenes failed, for the reasons above: seeds {names}.")
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        make_training_scenes(tyro.cli(TrainingScenes, description=__doc__))
+    run(make_training_scenes)

@@ -10,26 +10,23 @@ from lrf_nerfstudio.synthetic.patterns import Pattern
 from lrf_nerfstudio.synthetic.raytracer import Scene
 from lrf_nerfstudio.synthetic.scenes import Light, Material, Object, assemble, sun
 
-RED, ORANGE, YELLOW, GREEN = (0.6, 0.03, 0.03), (0.8, 0.25, 0.02), (0.85, 0.65, 0.1), (0.05, 0.35, 0.1)
-BLUE, WHITE, BLACK, BROWN = (0.04, 0.16, 0.5), (0.85, 0.83, 0.78), (0.03, 0.035, 0.06), (0.16, 0.07, 0.03)
+RED, YELLOW, BLUE, WHITE = (0.5, 0.04, 0.04), (0.8, 0.55, 0.1), (0.04, 0.13, 0.36), (0.75, 0.72, 0.66)
 
 
 def demo_scene(seed: int) -> Scene:
     """Return the demo's still life: some things on a carpet in a meadow, within 1.8 units of the origin."""
-    meadow = Material(
-        Pattern.CLOUDS, [(0.04, 0.1, 0.02), (0.1, 0.16, 0.03), (0.2, 0.22, 0.05), (0.26, 0.26, 0.08)], 1.5, 0.7
-    )
-    carpet = Material(Pattern.ROSETTE, [RED, (0.62, 0.45, 0.2), BLUE, WHITE], 0.35, 0.4)
-    bricks = Material(
-        Pattern.BRICKS, [(0.4, 0.09, 0.04), (0.5, 0.16, 0.07), (0.58, 0.22, 0.1), (0.5, 0.47, 0.42)], 0.22, 0.5
-    )
-    planks = Material(Pattern.WOOD, [BROWN, (0.3, 0.16, 0.06), (0.5, 0.3, 0.13), (0.62, 0.38, 0.17)], 0.18, 0.2)
-    marble = Material(
-        Pattern.MARBLE, [(0.03, 0.16, 0.15), (0.1, 0.28, 0.24), (0.18, 0.4, 0.33), (0.75, 0.68, 0.5)], 0.35, gloss=0.4
-    )
+    grass = [(0.06, 0.12, 0.02), (0.1, 0.16, 0.03), (0.16, 0.2, 0.04), (0.2, 0.22, 0.06)]
+    meadow = Material(Pattern.CLOUDS, grass, 1.5, grain=0.3)
+    carpet = Material(Pattern.ROSETTE, [(0.3, 0.05, 0.06), (0.5, 0.36, 0.16), (0.06, 0.1, 0.2), RED], 0.44, grain=0.3)
+    clay = [(0.4, 0.09, 0.04), (0.5, 0.16, 0.07), (0.58, 0.22, 0.1), (0.48, 0.44, 0.38)]
+    bricks = Material(Pattern.BRICKS, clay, 0.22, grain=0.3)
+    timber = [(0.26, 0.13, 0.05), (0.36, 0.2, 0.08), (0.46, 0.28, 0.12), (0.55, 0.35, 0.16)]
+    planks = Material(Pattern.WOOD, timber, 0.24)
+    stone = [(0.03, 0.16, 0.15), (0.1, 0.28, 0.24), (0.18, 0.4, 0.33), (0.55, 0.52, 0.4)]
+    marble = Material(Pattern.MARBLE, stone, 0.4, gloss=0.4)
     ball = Material(Pattern.STRIPES, [RED, YELLOW, BLUE, WHITE], 0.33 * math.pi / 3, gloss=0.3)
-    icing = Material(Pattern.SPRINKLES, [(0.8, 0.22, 0.36), YELLOW, BLUE, WHITE], 0.13, gloss=0.2)
-    label = Material(Pattern.SCRIPT, [BLACK, RED, YELLOW, WHITE], 0.4, gloss=0.15)
+    icing = Material(Pattern.SPRINKLES, [(0.75, 0.22, 0.36), YELLOW, (0.2, 0.25, 0.5), WHITE], 0.18, gloss=0.2)
+    label = Material(Pattern.SCRIPT, [BLUE, RED, YELLOW, WHITE], 0.6, gloss=0.15)
     painting = Material(Pattern.PICTURE, [(0.1, 0.3, 0.7), (0.7, 0.55, 0.45), (0.1, 0.3, 0.1), YELLOW], 1.0)
     sky = Material(Pattern.LANDSCAPE, [(0.2, 0.42, 0.8), (0.78, 0.82, 0.84), (0.26, 0.34, 0.42), (0.05, 0.1, 0.035)])
     objects = [

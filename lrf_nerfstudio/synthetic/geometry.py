@@ -17,6 +17,12 @@ Array: TypeAlias = NDArray[np.floating[Any]]
 Vec3: TypeAlias = tuple[float, float, float]
 
 
+compiled = njit(error_model="numpy")
+"""Decorator of compiled functions; a division by zero gives infinity, as in numpy."""
+inlined = njit(error_model="numpy", forceinline=True)
+"""Decorator of compiled functions that are worth no call."""
+
+
 class Shape(IntEnum):
     """The shapes, and what their `size` means; measures that are not named are not read."""
 
@@ -40,47 +46,47 @@ SURFACE = 1e-4
 """Distance at which `_march` stops: how exact the positions of rings, vases and pillows are."""
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def dot(a: Vec3, b: Vec3) -> float:
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def along(origin: Vec3, t: float, direction: Vec3) -> Vec3:
     return origin[0] + t * direction[0], origin[1] + t * direction[1], origin[2] + t * direction[2]
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def minus(a: Vec3, b: Vec3) -> Vec3:
     return a[0] - b[0], a[1] - b[1], a[2] - b[2]
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def times(a: Vec3, b: Vec3) -> Vec3:
     return a[0] * b[0], a[1] * b[1], a[2] * b[2]
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def scaled(a: Vec3, s: float) -> Vec3:
     return a[0] * s, a[1] * s, a[2] * s
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def normalized(a: Vec3) -> Vec3:
     return scaled(a, 1.0 / math.sqrt(dot(a, a)))
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def mix(a: Vec3, b: Vec3, t: float) -> Vec3:
     return along(a, t, minus(b, a))
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def row(rows: Array, i: int) -> Vec3:
     return rows[i, 0], rows[i, 1], rows[i, 2]
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def rotated(matrices: Array, i: int, v: Vec3) -> Vec3:
     """Return `matrices[i] @ v`."""
     return (
@@ -90,7 +96,7 @@ def rotated(matrices: Array, i: int, v: Vec3) -> Vec3:
     )
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def sphere_roots(origin: Vec3, direction: Vec3, radius: float) -> tuple[float, float]:
     """Return where a ray enters and leaves a sphere about the origin; (inf, -inf) when they do not meet."""
     b = dot(origin, direction)
@@ -101,13 +107,13 @@ def sphere_roots(origin: Vec3, direction: Vec3, radius: float) -> tuple[float, f
     return -b - root, -b + root
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def _hit_sphere(origin: Vec3, direction: Vec3, radius: float) -> float:
     near, far = sphere_roots(origin, direction, radius)
     return near if near > 0 else math.inf if far <= 0 else far
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def _hit_box(origin: Vec3, direction: Vec3, half: Vec3) -> float:
     near, far = -math.inf, math.inf
     for axis in range(3):
@@ -117,7 +123,7 @@ def _hit_box(origin: Vec3, direction: Vec3, half: Vec3) -> float:
     return near if 0 < near <= far else math.inf
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def _hit_cylinder(origin: Vec3, direction: Vec3, radius: float, half_height: float) -> float:
     best = math.inf
     a = direction[0] ** 2 + direction[1] ** 2
@@ -135,9 +141,9 @@ def _hit_cylinder(origin: Vec3, direction: Vec3, radius: float, half_height: flo
     return best
 
 
-@njit(error_model="numpy")
+@compiled
 def _distance(shape: int, size: Vec3, p: Vec3) -> float:
-    """Return a lower bound of the distance from `p` to a ring, vase or pillow, exact at the surface; negative inside."""
+    """Return a lower bound of the distance from a ring, vase or pillow, 0 on its surface and negative inside."""
     if shape == Shape.RING:
         return math.hypot(math.hypot(p[0], p[1]) - size[0], p[2]) - size[1]
     if shape == Shape.VASE:
@@ -150,12 +156,12 @@ def _distance(shape: int, size: Vec3, p: Vec3) -> float:
     return outside + min(max(x, y, z), 0.0) - edge
 
 
-@njit(error_model="numpy")
+@compiled
 def _march(shape: int, size: Vec3, bound: float, origin: Vec3, direction: Vec3) -> float:
     """Return the distance to a ring, vase or pillow by sphere tracing (Hart 1996) within its bounding sphere."""
     near, far = sphere_roots(origin, direction, bound)
     t = max(near, 0.0)
-    for _ in range(128):
+    for _ in range(256):
         if t > far:
             break
         distance = _distance(shape, size, along(origin, t, direction))
@@ -165,7 +171,7 @@ def _march(shape: int, size: Vec3, bound: float, origin: Vec3, direction: Vec3) 
     return math.inf
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def hit(shape: int, size: Vec3, bound: float, origin: Vec3, direction: Vec3) -> float:
     """Return the distance at which a ray meets a shape in its local frame, inf where it does not.
 
@@ -187,7 +193,7 @@ def hit(shape: int, size: Vec3, bound: float, origin: Vec3, direction: Vec3) -> 
     return _march(shape, size, bound, origin, direction)
 
 
-@njit(error_model="numpy")
+@compiled
 def bounding_radius(shape: int, size: Vec3) -> float:
     """Return the radius of a sphere about the origin that holds a shape."""
     if shape == Shape.PLANE:
@@ -201,7 +207,7 @@ def bounding_radius(shape: int, size: Vec3) -> float:
     return math.sqrt(dot(size, size))
 
 
-@njit(error_model="numpy")
+@compiled
 def normal(shape: int, size: Vec3, p: Vec3) -> Vec3:
     """Return the outward unit normal of a shape at a point of its surface, in its local frame."""
     if shape == Shape.SPHERE:
@@ -229,9 +235,9 @@ def normal(shape: int, size: Vec3, p: Vec3) -> Vec3:
     )
 
 
-@njit(error_model="numpy")
+@compiled
 def surface_coordinates(shape: int, size: Vec3, p: Vec3, n: Vec3) -> tuple[float, float, int]:
-    """Return where patterns are drawn: two lengths along the surface (rightwards, upwards) and the number of the face."""
+    """Return the place of a point on a surface: how far to the right and up, seen from outside, and on which face."""
     x, y, z = abs(n[0]), abs(n[1]), abs(n[2])
     if shape == Shape.SPHERE:
         latitude = math.asin(min(max(p[2] / size[0], -1.0), 1.0))
@@ -245,4 +251,4 @@ def surface_coordinates(shape: int, size: Vec3, p: Vec3, n: Vec3) -> tuple[float
         return (p[1], p[2], 1) if n[0] > 0 else (-p[1], p[2], 2)
     if y > z:
         return (-p[0], p[2], 3) if n[1] > 0 else (p[0], p[2], 4)
-    return p[0], p[1], 5 if n[2] > 0 else 6
+    return (p[0], p[1], 5) if n[2] > 0 else (-p[0], p[1], 6)

@@ -11,9 +11,7 @@ that distant patterns do not alias.
 import math
 from enum import IntEnum
 
-from numba import njit
-
-from lrf_nerfstudio.synthetic.geometry import Vec3, along, scaled
+from lrf_nerfstudio.synthetic.geometry import Vec3, along, compiled, scaled
 
 
 class Pattern(IntEnum):
@@ -38,7 +36,7 @@ class Pattern(IntEnum):
     """Sky (first color at the zenith, second at the horizon), hills (third) and trees (fourth) around the origin."""
 
 
-@njit(error_model="numpy")
+@compiled
 def _hash(x: int, y: int, z: int) -> float:
     """Return a number in [0, 1) for a lattice point."""
     h = (x * 73856093) ^ (y * 19349663) ^ (z * 83492791)
@@ -47,13 +45,13 @@ def _hash(x: int, y: int, z: int) -> float:
     return ((h ^ (h >> 15)) & 0xFFFFFF) / 16777216.0
 
 
-@njit(error_model="numpy")
+@compiled
 def smoothstep(low: float, high: float, x: float) -> float:
     t = min(max((x - low) / (high - low), 0.0), 1.0)
     return t * t * (3.0 - 2.0 * t)
 
 
-@njit(error_model="numpy")
+@compiled
 def _noise(p: Vec3, seed: int) -> float:
     """Return value noise in [0, 1], one lattice cell a unit."""
     i, j, k = math.floor(p[0]), math.floor(p[1]), math.floor(p[2])
@@ -62,11 +60,11 @@ def _noise(p: Vec3, seed: int) -> float:
     for corner in range(8):
         a, b, c = corner & 1, (corner >> 1) & 1, corner >> 2
         weight = (u if a else 1.0 - u) * (v if b else 1.0 - v) * (w if c else 1.0 - w)
-        total += weight * _hash(int(i) + a + 101 * seed, int(j) + b, int(k) + c)
+        total += weight * _hash(i + a + 101 * seed, j + b, k + c)
     return total
 
 
-@njit(error_model="numpy")
+@compiled
 def fractal(p: Vec3, footprint: float, seed: int) -> float:
     """Return up to six octaves of value noise, [0, 1]; those finer than a pixel fade to their mean."""
     total, amplitude = 0.5, 0.5
@@ -80,52 +78,52 @@ def fractal(p: Vec3, footprint: float, seed: int) -> float:
     return total
 
 
-@njit(error_model="numpy")
+@compiled
 def _bricks(u: float, v: float, seed: int) -> tuple[float, float]:
     """Bricks of two cells by one, the fourth color between them."""
     line = math.floor(v)
     u = 0.5 * u + 0.5 * (line % 2)
     column = math.floor(u)
     mortar = min(2.0 * min(u - column, 1.0 - u + column), min(v - line, 1.0 - v + line))
-    tone = _hash(int(column), int(line), seed)
-    return (2.0 * tone, 0.75 + 0.5 * _hash(int(line), int(column), seed)) if mortar > 0.06 else (3.0, 1.0)
+    tone = _hash(column, line, seed)
+    return (2.0 * tone, 0.75 + 0.5 * _hash(line, column, seed)) if mortar > 0.06 else (3.0, 1.0)
 
 
-@njit(error_model="numpy")
+@compiled
 def _wood(p: Vec3, u: float, v: float, footprint: float, seed: int) -> tuple[float, float]:
     """Planks as wide as a cell; the grain runs along them."""
     plank = math.floor(v)
     seam = abs(v - plank - 0.5) > 0.47
-    tone = _hash(int(plank), 3, seed)
+    tone = _hash(plank, 3, seed)
     grain = fractal((0.7 * u + 9.0 * plank, 6.0 * v, 0.5 * p[2]), 3.0 * footprint, seed)
     return 2.5 * smoothstep(0.25, 0.75, grain), (0.35 if seam else 0.7 + 0.5 * tone)
 
 
-@njit(error_model="numpy")
+@compiled
 def _tartan(u: float, v: float, seed: int) -> tuple[float, float]:
     """Woven bands; threads of both directions take turns."""
     across, down = math.floor(4.0 * u), math.floor(4.0 * v)
-    warp = math.floor(4.0 * _hash(int(across) % 5, 1, seed))
-    weft = math.floor(4.0 * _hash(int(down) % 5, 1, seed))
+    warp = math.floor(4.0 * _hash(across % 5, 1, seed))
+    weft = math.floor(4.0 * _hash(down % 5, 1, seed))
     over = (math.floor(30.0 * u) + math.floor(30.0 * v)) % 4 < 2
     return (warp, 1.0) if over else (weft, 0.85)
 
 
-@njit(error_model="numpy")
+@compiled
 def _dots(u: float, v: float, seed: int) -> tuple[float, float]:
-    i, j = int(math.floor(u)), int(math.floor(v))
+    i, j = math.floor(u), math.floor(v)
     radius = 0.15 + 0.25 * _hash(i, j, seed)
     x = u - i - 0.4 - 0.2 * _hash(i, j, seed + 1)
     y = v - j - 0.4 - 0.2 * _hash(i, j, seed + 2)
     return (1.0 + math.floor(3.0 * _hash(i, j, seed + 3)), 1.0) if math.hypot(x, y) < radius else (0.0, 1.0)
 
 
-@njit(error_model="numpy")
+@compiled
 def _mosaic(u: float, v: float, seed: int) -> tuple[float, float]:
     """Cells about scattered centers (Worley 1996), the fourth color between them."""
     nearest, second, tone, shade = 9.0, 9.0, 0.0, 1.0
     for step in range(9):
-        i, j = int(math.floor(u)) + step % 3 - 1, int(math.floor(v)) + step // 3 - 1
+        i, j = math.floor(u) + step % 3 - 1, math.floor(v) + step // 3 - 1
         distance = math.hypot(i + _hash(i, j, seed) - u, j + _hash(i, j, seed + 1) - v)
         if distance < nearest:
             nearest, second = distance, nearest
@@ -135,21 +133,21 @@ def _mosaic(u: float, v: float, seed: int) -> tuple[float, float]:
     return (tone, shade) if second - nearest > 0.07 else (3.0, 1.0)
 
 
-@njit(error_model="numpy")
+@compiled
 def _script(u: float, v: float, seed: int) -> tuple[float, float]:
     """Lines of invented letters in the first two colors on paper of the fourth."""
     column, line = math.floor(u), math.floor(v / 1.8)
     x, y = int((u - column) * 4.0), int((v / 1.8 - line) * 7.0)
-    written = x < 3 and y < 5 and _hash(int(column), int(line), seed) > 0.2
-    if written and _hash(4 * int(column) + x, 8 * int(line) + y, seed + 1) < 0.58:
-        return (1.0 if _hash(int(line), 0, seed) < 0.3 else 0.0), 1.0
+    written = x < 3 and y < 5 and _hash(column, line, seed) > 0.2
+    if written and _hash(4 * column + x, 8 * line + y, seed + 1) < 0.58:
+        return (1.0 if _hash(line, 0, seed) < 0.3 else 0.0), 1.0
     return 3.0, 1.0
 
 
-@njit(error_model="numpy")
+@compiled
 def _sprinkles(u: float, v: float, seed: int) -> tuple[float, float]:
     """Short strokes of three colors on the first."""
-    i, j = int(math.floor(u)), int(math.floor(v))
+    i, j = math.floor(u), math.floor(v)
     turn = math.pi * _hash(i, j, seed)
     x = u - i - 0.35 - 0.3 * _hash(i, j, seed + 1)
     y = v - j - 0.35 - 0.3 * _hash(i, j, seed + 2)
@@ -157,21 +155,21 @@ def _sprinkles(u: float, v: float, seed: int) -> tuple[float, float]:
     return (1.0 + math.floor(3.0 * _hash(i, j, seed + 3)), 1.0) if stroke else (0.0, 1.0)
 
 
-@njit(error_model="numpy")
+@compiled
 def _rosette(u: float, v: float, seed: int) -> tuple[float, float]:
     """Rings one cell wide about the origin, with teeth or beads in turn."""
     radius, angle = math.hypot(u, v), math.atan2(v, u) / (2.0 * math.pi)
     ring = math.floor(radius)
     wave = abs(angle * (5.0 + 5.0 * ring) % 1.0 - 0.5)  # 0 to 0.5 and back, around the ring
-    first = math.floor(4.0 * _hash(int(ring), 0, seed))
-    second = (first + 1.0 + math.floor(3.0 * _hash(int(ring), 1, seed))) % 4.0
+    first = math.floor(4.0 * _hash(ring, 0, seed))
+    second = (first + 1.0 + math.floor(3.0 * _hash(ring, 1, seed))) % 4.0
     if ring % 2 == 1:
         return (first, 1.0) if 2.0 * wave > radius - ring else (second, 1.0)
     bead = math.hypot(wave * 6.28 * radius / (5.0 + 5.0 * ring), radius - ring - 0.5) < 0.22
     return (second, 1.0) if bead and ring > 0 else (first, 1.0)
 
 
-@njit(error_model="numpy")
+@compiled
 def _picture(u: float, v: float, footprint: float, seed: int) -> tuple[float, float]:
     """A framed painting of one cell: hills under a sun, a caption below."""
     if max(abs(u), abs(v)) > 0.46:
@@ -189,7 +187,7 @@ def _picture(u: float, v: float, footprint: float, seed: int) -> tuple[float, fl
     return (3.0, 1.0) if sun else (0.9 * (0.46 - v), 1.0)
 
 
-@njit(error_model="numpy")
+@compiled
 def _landscape(p: Vec3, seed: int) -> tuple[float, float]:
     """What surrounds a scene: all scales are angles, and none is finer than a pixel."""
     d = scaled(p, 1.0 / math.sqrt(p[0] ** 2 + p[1] ** 2 + p[2] ** 2))
@@ -206,7 +204,7 @@ def _landscape(p: Vec3, seed: int) -> tuple[float, float]:
     return 1.0 - smoothstep(0.05, 0.9, elevation), 1.0 + 0.8 * smoothstep(0.5, 0.75, cloud)
 
 
-@njit(error_model="numpy")
+@compiled
 def pattern(kind: int, p: Vec3, u: float, v: float, footprint: float, seed: int) -> tuple[float, float]:
     """Return tone and shade of a pattern at a point; see the module for the arguments."""
     if kind == Pattern.CLOUDS:
@@ -223,10 +221,10 @@ def pattern(kind: int, p: Vec3, u: float, v: float, footprint: float, seed: int)
         return _bricks(u, v, seed)
     if kind == Pattern.CHECKER:
         i, j = math.floor(u), math.floor(v)
-        return (i + j) % 2 + 2.0 * (_hash(int(i), int(j), seed) < 0.15), 0.85 + 0.3 * _hash(int(j), int(i), seed)
+        return (i + j) % 2 + 2.0 * (_hash(i, j, seed) < 0.15), 0.85 + 0.3 * _hash(j, i, seed)
     if kind == Pattern.STRIPES:
         wave = 0.8 * _hash(seed, 0, 0) * math.sin(2.0 * v)
-        return math.floor(4.0 * _hash(int(math.floor(2.0 * (u + wave))), 5, seed)), 1.0
+        return math.floor(4.0 * _hash(math.floor(2.0 * (u + wave)), 5, seed)), 1.0
     if kind == Pattern.TARTAN:
         return _tartan(u, v, seed)
     if kind == Pattern.DOTS:

@@ -1,4 +1,4 @@
-"""Training scenes by seed: layouts, shapes, materials, light and camera paths drawn at random, colors over the gamut."""
+"""Training scenes by seed: layout, shapes, materials, colors, light and camera path are drawn at random."""
 
 import colorsys
 import math
@@ -205,6 +205,21 @@ def _orbit(
     return look_at(around(np.array(target), azimuth, low + (high - low) * height, distance), targets, roll)
 
 
+def _forward(rng: Generator, views: int) -> Array:
+    """Return poses [V, 4, 4] in front of a wall at y = 0, on a spiral or a shaky path."""
+    reach, distance = rng.uniform(0.5, 1.2), rng.uniform(2.8, 4.0)
+    if rng.uniform() < 0.5:  # a spiral
+        angle = 2 * math.pi * 3 * np.arange(views) / views
+        spread = reach * np.sqrt((np.arange(views) + 0.5) / views)
+        x, z, roll = spread * np.cos(angle), 0.7 * spread * np.sin(angle), np.zeros(views)
+    else:  # by hand
+        x, z = reach * smooth_walk(rng, views), 0.7 * reach * smooth_walk(rng, views)
+        roll = np.radians(4) * rng.standard_normal(views)
+    positions = np.stack([x, -distance + 0.2 * smooth_walk(rng, views), 1.5 + z], axis=-1)
+    targets = np.array([0.0, 0.0, 1.4]) + positions * [0.4, 0.0, 0.1] + 0.05 * rng.standard_normal((views, 3))
+    return look_at(positions, targets, roll)
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # Layouts
 
@@ -254,36 +269,23 @@ def _wall(rng: Generator, views: int) -> Layout:
         Object(Shape.PLANE, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), _material(rng, 2.0, ground=True)),
         Object(Shape.BOX, (5.0, 0.1, 2.5), (0.0, 0.1, 2.5), _material(rng, 1.5, ground=True)),
     ]
-    stones, cell = [_material(rng, 0.4) for _ in range(3)], 0.42
-    for column in range(-5, 6):
-        for line in range(3):
+    stones, cell, highest = [_material(rng, 0.4) for _ in range(3)], rng.uniform(0.28, 0.48), rng.uniform(0.12, 0.35)
+    for x in np.arange(-2.2, 2.3, cell):
+        for z in np.arange(0.3, 1.3, cell):
             if rng.uniform() < 0.6:
-                depth = rng.uniform(0.02, 0.25)
-                size, center = (0.47 * cell, depth, 0.47 * cell), (column * cell, 0.0, 0.3 + line * cell)
-                objects.append(
-                    Object((Shape.BOX, Shape.PILLOW)[rng.integers(2)], size, center, stones[rng.integers(3)])
-                )
-    shelf = 1.45
+                size = (0.47 * cell, rng.uniform(0.02, highest), 0.47 * cell)
+                shape = (Shape.BOX, Shape.PILLOW)[rng.integers(2)]
+                objects.append(Object(shape, size, (x, 0.0, z), stones[rng.integers(3)]))
+    shelf = 1.55
     objects.append(Object(Shape.BOX, (2.4, 0.25, 0.04), (0.0, -0.25, shelf - 0.04), _material(rng, 1.0)))
     for x in np.arange(-2.0, 2.1, 0.5):
         if rng.uniform() < 0.75:
-            objects += _standing(rng, x, -0.26, shelf, rng.uniform(0.1, 0.22))
+            objects += _standing(rng, x, -0.26, shelf, rng.uniform(0.13, 0.24))
     for x in (-1.6, -0.5, 0.6, 1.7):
         objects.append(_hung(rng, x, -0.03, rng.uniform(2.4, 2.6), 0.0, rng.uniform(0.3, 0.45)))
     for x in rng.uniform(-2.0, 2.0, 2):
         objects += _standing(rng, x, -1.0, 0.0, 0.3)
-
-    reach, distance = rng.uniform(0.5, 1.2), rng.uniform(2.8, 4.0)
-    if rng.uniform() < 0.5:  # a spiral
-        angle = 2 * math.pi * 3 * np.arange(views) / views
-        spread = reach * np.sqrt((np.arange(views) + 0.5) / views)
-        x, z, roll = spread * np.cos(angle), 0.7 * spread * np.sin(angle), np.zeros(views)
-    else:  # by hand
-        x, z = reach * smooth_walk(rng, views), 0.7 * reach * smooth_walk(rng, views)
-        roll = np.radians(4) * rng.standard_normal(views)
-    positions = np.stack([x, -distance + 0.2 * smooth_walk(rng, views), 1.5 + z], axis=-1)
-    targets = np.array([0.0, 0.0, 1.4]) + positions * [0.4, 0.0, 0.1] + 0.05 * rng.standard_normal((views, 3))
-    return Layout(objects, background, light, look_at(positions, targets, roll))
+    return Layout(objects, background, light, _forward(rng, views))
 
 
 def _ring(rng: Generator, views: int) -> Layout:

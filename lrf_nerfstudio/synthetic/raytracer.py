@@ -3,6 +3,9 @@
 Nothing is random: lamps and sky are sampled by fixed patterns, so pictures have no noise, and a matte surface has the
 same color in every view that resolves it alike. Radiance is linear, averaged over `samples`^2 rays in each pixel, and
 tone-mapped to sRGB at the end. World: z up.
+
+Machine code is kept on disk, and made anew when this file has changed. After a change of geometry.py or patterns.py
+alone, touch this file.
 """
 
 import math
@@ -17,8 +20,10 @@ from lrf_nerfstudio.synthetic.geometry import (
     Array,
     Vec3,
     along,
+    compiled,
     dot,
     hit,
+    inlined,
     minus,
     mix,
     normal,
@@ -30,6 +35,9 @@ from lrf_nerfstudio.synthetic.geometry import (
     times,
 )
 from lrf_nerfstudio.synthetic.patterns import fractal, pattern, smoothstep
+
+_entry_point = njit(error_model="numpy", nogil=True, cache=True)
+"""Decorator of what Python calls; its threads run at once, and its machine code is kept on disk."""
 
 EPSILON = 1e-3  # how far secondary rays start above their surface
 BOUNCES = 3  # surfaces that a ray meets at most: two mirrors and what they show
@@ -85,13 +93,13 @@ class Scene(NamedTuple):
 class _Surface(NamedTuple):
     """What a ray met."""
 
-    index: int
+    thing: int  # index of the object
     point: Vec3
     normal: Vec3
     albedo: Vec3
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def _hit(geometry: Geometry, i: int, origin: Vec3, direction: Vec3, limit: float) -> float:
     """Return the distance at which a ray meets object `i`, inf where it does not or surely not before `limit`."""
     offset = minus(origin, row(geometry.centers, i))
@@ -103,7 +111,7 @@ def _hit(geometry: Geometry, i: int, origin: Vec3, direction: Vec3, limit: float
     return hit(geometry.shapes[i], row(geometry.sizes, i), bound, offset, direction)
 
 
-@njit(error_model="numpy")
+@compiled
 def _nearest(geometry: Geometry, origin: Vec3, direction: Vec3, count: int) -> tuple[float, int]:
     """Return distance and index of the first of `count` objects that a ray meets; (inf, -1) if none."""
     best, index = math.inf, -1
@@ -114,7 +122,7 @@ def _nearest(geometry: Geometry, origin: Vec3, direction: Vec3, count: int) -> t
     return best, index
 
 
-@njit(error_model="numpy")
+@compiled
 def _hidden(geometry: Geometry, origin: Vec3, direction: Vec3, distance: float) -> bool:
     """Return whether an object that throws shadows lies on a ray before `distance`."""
     for i in range(len(geometry.shapes) - 1):  # noqa: SIM110 (generators do not compile)
@@ -123,11 +131,11 @@ def _hidden(geometry: Geometry, origin: Vec3, direction: Vec3, distance: float) 
     return False
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@_entry_point
 def cast_rays(scene: Scene, origins: Array, directions: Array) -> tuple[Array, NDArray[np.int64]]:
-    """Return how far from `origins` [R, 3] along unit `directions` [R, 3] rays meet a surface, [R], and of which object.
+    """Return the distances [R] at which rays meet their first surface, and the indices [R] of the objects that have it.
 
-    No ray misses: the last object surrounds the others.
+    Rays start at `origins` [R, 3] and go along unit `directions` [R, 3]. None misses: the last object is all around.
     """
     distances, objects = np.empty(len(origins)), np.empty(len(origins), np.int64)
     for r in range(len(origins)):
@@ -137,7 +145,7 @@ def cast_rays(scene: Scene, origins: Array, directions: Array) -> tuple[Array, N
     return distances, objects
 
 
-@njit(error_model="numpy")
+@compiled
 def _bumped(scene: Scene, i: int, p: Vec3, n: Vec3, footprint: float) -> Vec3:
     """Tilt a local normal along the slope of a noise."""
     step = max(0.05, 0.5 * footprint)
@@ -151,7 +159,7 @@ def _bumped(scene: Scene, i: int, p: Vec3, n: Vec3, footprint: float) -> Vec3:
     return normalized(along(n, -scene.materials.bump[i], tangential))
 
 
-@njit(error_model="numpy")
+@compiled
 def _pattern_color(kind: int, colors: Array, i: int, p: Vec3, u: float, v: float, footprint: float, seed: int) -> Vec3:
     """Return the color of a pattern at a point in units of its cell; `colors[i]` are its four colors."""
     tone, shade = pattern(kind, p, u, v, footprint, seed)
@@ -164,7 +172,7 @@ def _pattern_color(kind: int, colors: Array, i: int, p: Vec3, u: float, v: float
     )
 
 
-@njit(cache=True, error_model="numpy")
+@_entry_point
 def mean_color(kind: int, colors: Array, seed: int) -> Vec3:
     """Return the mean of a pattern in `colors` [1, 4, 3] over 6 x 6 of its cells."""
     total: Vec3 = (0.0, 0.0, 0.0)
@@ -174,7 +182,7 @@ def mean_color(kind: int, colors: Array, seed: int) -> Vec3:
     return total
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def _surface(scene: Scene, i: int, point: Vec3, pixel: float) -> _Surface:
     """Return normal and albedo of object `i` at a point; `pixel` is the width of a pixel there."""
     p = rotated(scene.geometry.to_local, i, minus(point, row(scene.geometry.centers, i)))
@@ -202,7 +210,7 @@ def _surface(scene: Scene, i: int, point: Vec3, pixel: float) -> _Surface:
     return _Surface(i, point, rotated(scene.geometry.to_world, i, n), albedo)
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def _tangents(n: Vec3) -> tuple[Vec3, Vec3]:
     """Return two unit vectors that complete `n` to a basis (Duff et al. 2017)."""
     sign = math.copysign(1.0, n[2])
@@ -211,11 +219,11 @@ def _tangents(n: Vec3) -> tuple[Vec3, Vec3]:
     return (1.0 + sign * n[0] * n[0] * a, sign * b, -sign * n[0]), (b, sign + n[1] * n[1] * a, -n[1])
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def _lamp_light(scene: Scene, surface: _Surface, reflected: Vec3, disc: Array, turn: int) -> Vec3:
     """Return what the lamps add: diffuse light and highlights, where no object is in between."""
     total: Vec3 = (0.0, 0.0, 0.0)
-    gloss = scene.materials.gloss[surface.index]
+    gloss = scene.materials.gloss[surface.thing]
     sharpness = 10.0 + 90.0 * gloss
     for lamp in range(len(scene.lighting.lamps)):
         center = row(scene.lighting.lamps, lamp)
@@ -236,7 +244,7 @@ def _lamp_light(scene: Scene, surface: _Surface, reflected: Vec3, disc: Array, t
     return total
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def _sky_light(scene: Scene, surface: _Surface, disc: Array, turn: int, turns: int) -> Vec3:
     """Return the irradiance from the sky, and from objects that hide it."""
     total: Vec3 = (0.0, 0.0, 0.0)
@@ -255,7 +263,7 @@ def _sky_light(scene: Scene, surface: _Surface, disc: Array, turn: int, turns: i
     return total
 
 
-@njit(error_model="numpy", forceinline=True)
+@inlined
 def _radiance(
     scene: Scene, origin: Vec3, direction: Vec3, spread: float, discs: tuple[Array, Array], turn: int, turns: int
 ) -> Vec3:
@@ -287,7 +295,7 @@ def _radiance(
     return total
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@_entry_point
 def _trace(
     scene: Scene, pose: Array, focal: float, height: int, width: int, samples: int, discs: tuple[Array, Array]
 ) -> Array:

@@ -123,9 +123,9 @@ def assemble(objects: Sequence[Object], background: Material, light: Light, seed
             metal=column("metal"),
         ),
         Lighting(
-            lamps=np.array([lamp.position for lamp in light.lamps], dtype=np.float64),
+            lamps=np.array([lamp.position for lamp in light.lamps], dtype=np.float64).reshape(-1, 3),
             radii=np.array([lamp.radius for lamp in light.lamps], dtype=np.float64),
-            colors=np.array([lamp.color for lamp in light.lamps], dtype=np.float64),
+            colors=np.array([lamp.color for lamp in light.lamps], dtype=np.float64).reshape(-1, 3),
             sky=np.array([light.horizon, light.zenith], dtype=np.float64),
             bounce=light.bounce,
         ),

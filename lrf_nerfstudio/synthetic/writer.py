@@ -1,4 +1,4 @@
-"""Scenes as folders that nerfstudio, COLMAP and this package read:
+"""Scenes as folders that nerfstudio, COLMAP and this package read.
 
     images/view_000.png ...   the pictures
     transforms.json           cameras, the split (every 8th view is held out, starting with the first), and the settings
@@ -19,11 +19,13 @@ from typing import Any
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
 from lrf_nerfstudio.synthetic.cameras import Cameras
 from lrf_nerfstudio.synthetic.correspondences import SurfacePoints, find_points
 from lrf_nerfstudio.synthetic.raytracer import Scene, render
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.files import unwritable
 
 HOLD_OUT = 8
 """Every so many views, one is held out."""
@@ -101,7 +103,7 @@ def write_scene(
     names = [f"view_{view:03d}.png" for view in range(len(cameras))]
     try:
         (partial / "images").mkdir(parents=True)
-        images = []
+        images = list[NDArray[np.uint8]]()
         with ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS) as pool:
             for image in pool.map(lambda view: render(scene, cameras, view, settings["samples"]), range(len(cameras))):
                 Image.fromarray(image).save(partial / "images" / names[len(images)])
@@ -116,7 +118,7 @@ def write_scene(
         _write_colmap(partial / "colmap" / "sparse" / "0", cameras, names, found)
         os.replace(partial, folder)
     except OSError as error:
-        raise UserError(f"The scene {folder} cannot be written: {error.strerror or error}.") from error
+        raise unwritable(folder, error, "--output") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return len(found.positions)

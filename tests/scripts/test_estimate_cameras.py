@@ -5,7 +5,6 @@ from pathlib import Path
 
 import cv2
 import estimate_cameras
-import make_demo_scene as demo
 import numpy as np
 import pytest
 from estimate_cameras import EstimateCameras, estimate
@@ -13,6 +12,8 @@ from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 
+from lrf_nerfstudio.synthetic.demo import demo_cameras, demo_scene
+from lrf_nerfstudio.synthetic.raytracer import render
 from lrf_nerfstudio.utils.cli import run
 from lrf_nerfstudio.utils.errors import UserError
 
@@ -41,14 +42,13 @@ def errors(found: list[np.ndarray], true: list[np.ndarray]) -> tuple[float, floa
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory) -> tuple[Path, list[np.ndarray]]:
     """Ten neighbouring views of the demo scene, in two folders and with one that shows something else; the cameras."""
-    folder, geometry = tmp_path_factory.mktemp("photographs"), demo.demo_geometry(0)
-    cameras = list(demo.demo_cameras(120, 0)[:10])
-    for number, camera in enumerate(cameras):
+    folder, scene, cameras = tmp_path_factory.mktemp("photographs"), demo_scene(0), demo_cameras(120, 0, SIZE)
+    for number in range(10):
         path = folder / ("a" if number < 6 else "b") / f"{number}.jpg"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray(demo.render(geometry, camera, FOCAL, SIZE, 2)).save(path, quality=95)
+        Image.fromarray(render(scene, cameras, number, 2)).save(path, quality=95)
     Image.new("RGB", SIZE[::-1], "grey").save(folder / "z.jpg")
-    return folder, cameras
+    return folder, list(cameras.poses[:10])
 
 
 def test_cameras_are_the_true_ones(photographs, tmp_path, capsys):
