@@ -55,8 +55,8 @@ def detect_features(path: Path, max_features: int) -> Features:
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are cut off or damaged
         raise UserError(f"The image {path} cannot be read: {error}.") from error
     # OpenCV's own values up to three: half its contrast threshold, as COLMAP has it (2.2 times as many matches obey the
-    # cameras of plush, 1.2 times as many those of kitchen, and no smaller share of all); the type of the descriptors; and
-    # the cure of a shift of the keypoints by a quarter of a pixel.
+    # cameras of plush, 1.2 times as many those of kitchen, and no smaller share); the type of the descriptors; and the
+    # cure of a shift of the keypoints by a quarter of a pixel.
     sift = cv2.SIFT.create(max_features, 3, 0.02, 10, 1.6, cv2.CV_8U, enable_precise_upscale=True)
     keypoints, descriptors = sift.detectAndCompute(gray, None)  # type: ignore[call-overload]  # None: no mask
     if not keypoints:
