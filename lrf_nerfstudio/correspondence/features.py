@@ -1,4 +1,11 @@
-"""SIFT features of photographs, and which of them look alike."""
+"""SIFT features of photographs, and which of them look alike.
+
+Detected by OpenCV and matched by a matrix product. Measured beside pycolmap 4.2 on kitchen (24 views) and plush (25 of
+97), at equal numbers of features: pycolmap's detector gave 4 to 10 % more matches that obey the known cameras, and took
+2.3 times the processor time (0.65 to 0.76 s a photograph); its matcher, which needs a database on disk, was as fast as
+the product at 2,300 features a photograph and 2.3 times as fast at 5,500. Both together took as long (kitchen) or 2.6
+times as long (plush).
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +54,10 @@ def detect_features(path: Path, max_features: int) -> Features:
             gray = np.asarray(image.convert("L"))
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are cut off or damaged
         raise UserError(f"The image {path} cannot be read: {error}.") from error
-    # OpenCV's own values, up to the descriptors' type and the cure of a shift of the keypoints by a quarter of a pixel.
-    sift = cv2.SIFT.create(max_features, 3, 0.04, 10, 1.6, cv2.CV_8U, enable_precise_upscale=True)
+    # OpenCV's own values up to three: half its contrast threshold, as COLMAP has it (2.2 times as many matches obey the
+    # cameras of plush, 1.2 times as many those of kitchen, and no smaller share); the type of the descriptors; and the
+    # cure of a shift of the keypoints by a quarter of a pixel.
+    sift = cv2.SIFT.create(max_features, 3, 0.02, 10, 1.6, cv2.CV_8U, enable_precise_upscale=True)
     keypoints, descriptors = sift.detectAndCompute(gray, None)  # type: ignore[call-overload]  # None: no mask
     if not keypoints:
         return Features(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.uint8))

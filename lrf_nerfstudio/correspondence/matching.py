@@ -8,7 +8,7 @@ import numpy as np
 
 from lrf_nerfstudio.correspondence.cache import load_or_match
 from lrf_nerfstudio.correspondence.epipolar import (
-    estimate_fundamental_matrix,
+    explained_by_one_motion,
     fundamental_matrix,
     pinhole_matrix,
     sampson_distance,
@@ -152,7 +152,7 @@ def _match_features(scene: Scene, config: CorrespondenceConfig) -> list[PairMatc
     pairs = []
     for i, j in neighbour_pairs(closeness, config.neighbours):
         points_i, points_j = _match_pair(features[i], features[j], config.ratio)
-        obey = _obey_epipolar_constraint(scene.views[i], scene.views[j], points_i, points_j, config.max_epipolar_error)
+        obey = _obey_epipolar_constraint(scene.views[i], scene.views[j], points_i, points_j, config)
         if obey.sum() >= config.min_matches:
             pairs.append(PairMatches(i, j, points_i[obey], points_j[obey]))
     return pairs
@@ -166,18 +166,16 @@ def _match_pair(features_i: Features, features_j: Features, ratio: float) -> tup
 
 
 def _obey_epipolar_constraint(
-    view_i: View, view_j: View, points_i: np.ndarray, points_j: np.ndarray, max_error: float
+    view_i: View, view_j: View, points_i: np.ndarray, points_j: np.ndarray, config: CorrespondenceConfig
 ) -> np.ndarray:
-    """[M] bool; F comes from the cameras, else from the matches, photographs taken to be free of distortion."""
+    """Tell which matches obey F, [M] bool; F comes from the cameras, else from the matches."""
     if view_i.camera is None or view_j.camera is None or view_i.cam_from_world is None or view_j.cam_from_world is None:
-        f = estimate_fundamental_matrix(points_i, points_j, max_error)
-        if f is None:
-            return np.zeros(len(points_i), bool)
-    else:
-        points_i, points_j = undistort(view_i.camera, points_i), undistort(view_j.camera, points_j)
-        k_i, k_j = pinhole_matrix(view_i.camera), pinhole_matrix(view_j.camera)
-        f = fundamental_matrix(k_i, view_i.cam_from_world, k_j, view_j.cam_from_world)
-    return sampson_distance(f, points_i, points_j) <= max_error
+        sizes = (view_i.width, view_i.height), (view_j.width, view_j.height)
+        return explained_by_one_motion(points_i, points_j, sizes, config.max_epipolar_error, config.min_matches)
+    points_i, points_j = undistort(view_i.camera, points_i), undistort(view_j.camera, points_j)
+    k_i, k_j = pinhole_matrix(view_i.camera), pinhole_matrix(view_j.camera)
+    f = fundamental_matrix(k_i, view_i.cam_from_world, k_j, view_j.cam_from_world)
+    return sampson_distance(f, points_i, points_j) <= config.max_epipolar_error
 
 
 def _check(config: CorrespondenceConfig) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lrf_nerfstudio.correspondence.colmap import has_model, read_model
+from lrf_nerfstudio.correspondence.colmap import has_model, pose_of, read_model
 from lrf_nerfstudio.correspondence.tracks import Tracks, tracks_of_model
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.poses import check_pose
@@ -103,7 +103,7 @@ def load_scene(folder: Path, downscale_factor: int = 1) -> Scene:
 
 def _scene_of_model(folder: Path, model_folder: Path, frames: list[dict] | None, downscale_factor: int) -> Scene:
     model = read_model(model_folder)
-    images = {image.name: image for image in model.images}
+    images = {model.image(number).name: model.image(number) for number in model.reg_image_ids()}
     if frames is None:
         files = {folder / "images" / name: name for name in images}
     else:
@@ -112,16 +112,21 @@ def _scene_of_model(folder: Path, model_folder: Path, frames: list[dict] | None,
     for file in sorted(files):
         if files[file] in images:
             image = images[files[file]]
-            check_pose(image.cam_from_world, f"{image.name} in {model_folder}")
+            check_pose(pose_of(image), f"{image.name} in {model_folder}")
             path = _resized(folder, file, image.name, downscale_factor)
-            views.append(_view(path, model.cameras[image.camera_id], image.cam_from_world))
+            views.append(_view(path, model.camera(image.camera_id), pose_of(image)))
             seen.append(image)
     if not views:
         raise UserError(
             f"The COLMAP model {model_folder} knows none of the photographs that {folder / 'transforms.json'} lists. "
             "Remove the one of the two that does not belong to the scene."
         )
-    tracks = tracks_of_model(model, seen, [(view.width, view.height) for view in views])
+    try:
+        tracks = tracks_of_model(model, seen, [(view.width, view.height) for view in views])
+    except ValueError as error:
+        raise UserError(
+            f"The files of the COLMAP model {model_folder} do not fit together: {error}. Restore all of its files."
+        ) from error
     return Scene(folder, tuple(views), tracks)
 
 

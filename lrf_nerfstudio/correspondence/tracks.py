@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lrf_nerfstudio.correspondence.colmap import ColmapImage, ColmapModel
+from lrf_nerfstudio.correspondence.colmap import observations, pose_of
 
 if TYPE_CHECKING:
     import pycolmap
@@ -51,28 +51,40 @@ class Tracks:
         return self[slice(*np.searchsorted(self.views, (view, view + 1)))]
 
 
-def tracks_of_model(model: ColmapModel, images: Sequence[ColmapImage], sizes: Sequence[tuple[int, int]]) -> Tracks:
-    """The observations of some images of a model, as far as they lie within the files.
+def tracks_of_model(
+    model: "pycolmap.Reconstruction", images: Sequence["pycolmap.Image"], sizes: Sequence[tuple[int, int]]
+) -> Tracks:
+    """Return the observations of some images of a model, as far as they lie within the files.
 
     In undistorted models not all do: what undistortion moves out of an image stays in its list.
 
     Args:
-        model: the model.
+        model: as :func:`read_model` returns it.
         images: the model's image for each view.
         sizes: (width, height) of each view's file in pixels, to which observations are scaled.
+
+    Raises:
+        ValueError: an image refers to points that the model lacks.
     """
+    numbers = np.array(sorted(model.point3D_ids()), np.uint64)
+    positions = np.array([model.point3D(number).xyz for number in numbers.tolist()]).reshape(-1, 3)
     parts = []
     for view, (image, size) in enumerate(zip(images, sizes, strict=True)):
-        camera = model.cameras[image.camera_id]
-        world = model.positions[np.searchsorted(model.points, image.points)]
-        errors = np.linalg.norm(project(camera, image.cam_from_world, world) - image.xy, axis=1)
+        camera = model.camera(image.camera_id)
+        pixels, seen = observations(image)
+        if not np.isin(seen, numbers).all():
+            raise ValueError(f"image {image.name} refers to points that are not in it")
+        world = positions[np.searchsorted(numbers, seen)]
+        errors = np.linalg.norm(project(camera, pose_of(image), world) - pixels, axis=1)
         errors[np.isnan(errors)] = np.inf
-        best_first = np.lexsort((errors, image.points))  # a model may observe a point twice in an image
-        points, first = np.unique(image.points[best_first], return_index=True)
+        best_first = np.lexsort((errors, seen))  # a model may observe a point twice in an image
+        points, first = np.unique(seen[best_first], return_index=True)
         rows = best_first[first]
-        xy = image.xy[rows] * (np.array(size) / (camera.width, camera.height))
+        xy = pixels[rows] * (np.array(size) / (camera.width, camera.height))
         inside = ((xy >= 0) & (xy <= size)).all(axis=1)
-        parts.append(Tracks(np.full(inside.sum(), view), points[inside], xy[inside], errors[rows][inside]))
+        parts.append(
+            Tracks(np.full(inside.sum(), view), points[inside].astype(np.int64), xy[inside], errors[rows][inside])
+        )
     return Tracks(
         np.concatenate([part.views for part in parts]),
         np.concatenate([part.points for part in parts]),

@@ -57,11 +57,12 @@ def picture_loss(picture: Tensor, photograph: Tensor, mask: Tensor | None, ssim_
 
 
 def structural_similarity(rendered: Tensor, target: Tensor) -> Tensor:
-    """SSIM of field latents, averaged over channels and over the positions where the window fits.
+    """Return the SSIM of field latents, averaged over channels and over the positions where the window fits.
 
     Equal to `pytorch_msssim.ssim` with data range 1, but blurs all five moments at once, by two products with banded
     matrices: on grids as small as latent ones that is several times as fast as convolutions. On grids smaller than the
-    window, the window is cut down to the largest odd number that fits.
+    window, the window is cut down to the largest odd number that fits. Computed in float32, also under autocast: the
+    variances are small differences of large numbers.
 
     Args:
         rendered: [h, w, C].
@@ -72,17 +73,18 @@ def structural_similarity(rendered: Tensor, target: Tensor) -> Tensor:
     """
     height, width = rendered.shape[:2]
     window = min(WINDOW, height - 1 + height % 2, width - 1 + width % 2)
-    x, y = rendered.permute(2, 0, 1), target.permute(2, 0, 1)
-    vertical, horizontal = (_gaussian_band(size, window, rendered.device) for size in (height, width))
-    moments = vertical @ torch.cat([x, y, x * x, y * y, x * y]) @ horizontal.T
-    return _similarity_of_moments(moments).mean()
+    products = _products(rendered, target)
+    with torch.autocast(products.device.type, enabled=False):
+        vertical, horizontal = (_gaussian_band(size, window, products) for size in (height, width))
+        return _similarity_of_moments(vertical @ products @ horizontal.T).mean()
 
 
 def picture_similarity(picture: Tensor, photograph: Tensor, stride: int = 2) -> Tensor:
-    """SSIM of pictures as in `pytorch_msssim.ssim` with data range 1, at every `stride`-th position of the window.
+    """Return the SSIM of pictures as `pytorch_msssim.ssim` with data range 1, at every `stride`-th place of the window.
 
-    Neighboring positions of a window of 11 x 11 pixels see almost the same: at every second one along either axis, the
-    mean and its gradient are nearly those of all, for less than a third of the time.
+    Neighboring places of a window of 11 x 11 pixels see almost the same: at every second one along either axis, the
+    mean and its gradient are nearly those of all, for less than a third of the time. Computed in float32, also under
+    autocast.
 
     Args:
         picture: [H, W, 3], neither side shorter than the window.
@@ -96,19 +98,24 @@ def picture_similarity(picture: Tensor, photograph: Tensor, stride: int = 2) -> 
 
 
 def _picture_similarity_map(picture: Tensor, photograph: Tensor, stride: int) -> Tensor:
-    """SSIM of the windows that fit: [3, ceil((H - 10) / stride), ceil((W - 10) / stride)]."""
-    x, y = picture.permute(2, 0, 1), photograph.permute(2, 0, 1)
-    products = torch.cat([x, y, x * x, y * y, x * y])[None]
-    offsets = torch.arange(WINDOW, device=x.device) - WINDOW // 2  # made on the device: nothing is copied there
-    weights = torch.softmax(-offsets.square() / (2 * SIGMA**2), dim=0).expand(products.shape[1], 1, WINDOW)
+    """Return the SSIM of the windows that fit: [3, ceil((H - 10) / stride), ceil((W - 10) / stride)]."""
+    products = _products(picture, photograph)[None]
     groups = products.shape[1]
-    vertical = F.conv2d(products, weights[..., None].contiguous(), stride=(stride, 1), groups=groups)
-    moments = F.conv2d(vertical, weights[:, :, None].contiguous(), stride=(1, stride), groups=groups)
-    return _similarity_of_moments(moments[0])
+    with torch.autocast(products.device.type, enabled=False):
+        weights = _gaussian_band(WINDOW, WINDOW, products).expand(groups, 1, WINDOW)
+        vertical = F.conv2d(products, weights[..., None].contiguous(), stride=(stride, 1), groups=groups)
+        moments = F.conv2d(vertical, weights[:, :, None].contiguous(), stride=(1, stride), groups=groups)
+        return _similarity_of_moments(moments[0])
+
+
+def _products(rendered: Tensor, target: Tensor) -> Tensor:
+    """Return what is blurred of two grids x and y [h, w, C]: x, y, x^2, y^2 and x y, [5 C, h, w] float32."""
+    x, y = rendered.float().permute(2, 0, 1), target.float().permute(2, 0, 1)
+    return torch.cat([x, y, x * x, y * y, x * y])
 
 
 def _similarity_of_moments(moments: Tensor) -> Tensor:
-    """SSIM [C, h, w] of the blurred x, y, x^2, y^2 and x y, [5 C, h, w]."""
+    """Return the SSIM [C, h, w] of the blurred x, y, x^2, y^2 and x y, [5 C, h, w]."""
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = moments.chunk(5)
     variances = mean_xx - mean_x.square() + mean_yy - mean_y.square()
     covariance = mean_xy - mean_x * mean_y
@@ -117,11 +124,28 @@ def _similarity_of_moments(moments: Tensor) -> Tensor:
     return luminance * structure
 
 
-@lru_cache(maxsize=256)
-def _gaussian_band(size: int, window: int, device: torch.device) -> Tensor:
-    """Return [size - window + 1, size], the matrix that blurs a line of `size` cells wherever the window fits."""
-    # Made on the device: nothing is copied there.
-    cells, rows = (torch.arange(count, device=device) for count in (size, size - window + 1))
-    offsets = cells - rows[:, None] - window // 2  # [size - window + 1, size]
-    weights = torch.where(offsets.abs() <= window // 2, torch.exp(-offsets.square() / (2 * SIGMA**2)), 0.0)
-    return weights / weights.sum(dim=1, keepdim=True)
+def _gaussian_band(size: int, window: int, like: Tensor) -> Tensor:
+    """Return [size - window + 1, size] float32, the matrix that blurs a line of `size` cells where the window fits.
+
+    It is made once for each device. Fake tensors, which tests and compilers have several kinds of, get their own each
+    time.
+
+    Args:
+        size: cells of the line.
+        window: cells of the window, odd.
+        like: what it will be multiplied with.
+    """
+    if type(like) is not Tensor:
+        return _make_gaussian_band(size, window, like.device)
+    return _gaussian_band_of(size, window, like.device)
+
+
+def _make_gaussian_band(size: int, window: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():  # a band that was made while evaluating must do for training
+        cells, rows = (torch.arange(count, device=device) for count in (size, size - window + 1))
+        offsets = cells - rows[:, None] - window // 2  # [size - window + 1, size]
+        weights = torch.where(offsets.abs() <= window // 2, torch.exp(-offsets.square() / (2 * SIGMA**2)), 0.0)
+        return weights / weights.sum(dim=1, keepdim=True)
+
+
+_gaussian_band_of = lru_cache(maxsize=256)(_make_gaussian_band)

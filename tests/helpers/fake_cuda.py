@@ -36,8 +36,6 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lrf_nerfstudio.field.similarity import _gaussian_band
-
 DEVICE = torch.device("cuda", 0)
 
 
@@ -128,9 +126,6 @@ def fake_cuda() -> Iterator[FakeGPU]:
     """A block in which "cuda" is a device of fake tensors; see the module."""
     gpu = FakeGPU()
     with contextlib.ExitStack() as stack:
-        # What is kept for a device belongs to this fake one, or to another that was there before.
-        _gaussian_band.cache_clear()
-        stack.callback(_gaussian_band.cache_clear)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(gpu)
         stack.enter_context(mock.patch.object(torch.cuda, "synchronize", gpu.synchronize))
