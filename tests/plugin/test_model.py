@@ -355,12 +355,6 @@ def test_lower_degrees_train(floor_scene, tiny_vae, tmp_path, sh_degree, device)
 def movable(floor_scene, tiny_vae, device):
     options = {"camera_optimizer": CameraOptimizerConfig(mode="SO3xR3"), "background_color": "black"}
     return make_pipeline(floor_scene, tiny_vae, device=device, **options)
-        floor_scene,
-        tiny_vae,
-        camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"),
-        background_color="black",
-        device=device,
-    )
 
 
 def test_the_camera_optimizer_gets_the_gradient(movable):
