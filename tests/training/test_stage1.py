@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,7 +216,8 @@ def test_the_command_goes_on_after_kill_9_and_latent_splatfacto_takes_the_result
     ],
 )
 def test_what_the_user_can_mend_is_said_in_one_message(demo_scene, tmp_path, change, message):
-    options = options_for(demo_scene, write_tiny(tmp_path / "vae"), tmp_path / "run")
+    scene = shutil.copytree(demo_scene, tmp_path / "scene", ignore=shutil.ignore_patterns("colmap"))
+    options = options_for(scene, write_tiny(tmp_path / "vae"), tmp_path / "run")
     for name, value in change.items():
         if name in options:
             options[options.index(name) + 1] = value
