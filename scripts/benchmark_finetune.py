@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from lrf_nerfstudio.correspondence import CorrespondenceConfig, find_correspondences, load_scene
-from lrf_nerfstudio.training.loop import FineTuner
+from lrf_nerfstudio.training.loop import Trainer
 from lrf_nerfstudio.training.stage1 import Stage1, Stage1Config
 from lrf_nerfstudio.utils.errors import exit_on_user_error
 
@@ -51,8 +51,8 @@ def main() -> None:
             tensorboard=False,
         )
         without = replace(config, output=Path(folder, "without"), correspondence_weight=0.0)
-        tuners = {"with": FineTuner(config, Stage1(config, scenes))}
-        tuners["without"] = FineTuner(without, Stage1(without, scenes))
+        tuners = {"with": Trainer(config, Stage1(config, scenes))}
+        tuners["without"] = Trainer(without, Stage1(without, scenes))
         batches = batches_of(tuners["with"])
         seconds: dict[str, list[float]] = {name: [] for name in tuners}
         for number in range(options.rounds + 2):
@@ -69,7 +69,7 @@ def main() -> None:
     )
 
 
-def batches_of(tuner: FineTuner) -> Iterator[dict[str, Tensor]]:
+def batches_of(tuner: Trainer) -> Iterator[dict[str, Tensor]]:
     """Batches on the tuner's device, without end."""
     dataset, size, start = tuner.task.dataset, tuner.config.batch_size, 0
     while True:
@@ -78,7 +78,7 @@ def batches_of(tuner: FineTuner) -> Iterator[dict[str, Tensor]]:
         start += size
 
 
-def timed_step(tuner: FineTuner, batch: dict[str, Tensor]) -> float:
+def timed_step(tuner: Trainer, batch: dict[str, Tensor]) -> float:
     """Seconds of a step of the optimizer."""
     synchronize = torch.cuda.synchronize if tuner.accelerator.device.type == "cuda" else lambda: None
     synchronize()

@@ -8,7 +8,7 @@ Example: `python scripts/finetune_stage1.py --scenes plush kitchen --vae madebyo
 
 import tyro
 
-from lrf_nerfstudio.training.loop import FineTuner
+from lrf_nerfstudio.training.loop import Trainer
 from lrf_nerfstudio.training.stage1 import Stage1, Stage1Config, load_scenes
 from lrf_nerfstudio.utils.errors import exit_on_user_error
 
@@ -17,7 +17,7 @@ from lrf_nerfstudio.utils.errors import exit_on_user_error
 def main() -> None:
     """Command line."""
     config = tyro.cli(Stage1Config, description=__doc__)
-    FineTuner(config, Stage1(config, load_scenes(config))).run()
+    Trainer(config, Stage1(config, load_scenes(config))).run()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ Example: `python scripts/build_stage3_pairs.py --scenes plush kitchen --vae taes
 
 import tyro
 
-from lrf_nerfstudio.training.loop import FineTuner
+from lrf_nerfstudio.training.loop import Trainer
 from lrf_nerfstudio.training.stage3 import Stage3, Stage3Config
 from lrf_nerfstudio.utils.errors import exit_on_user_error
 
@@ -19,7 +19,7 @@ from lrf_nerfstudio.utils.errors import exit_on_user_error
 def main() -> None:
     """Command line."""
     config = tyro.cli(Stage3Config, description=__doc__)
-    FineTuner(config, Stage3(config)).run()
+    Trainer(config, Stage3(config)).run()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
 
-from lrf_nerfstudio.training.loop import CHECKPOINT, FineTuner
+from lrf_nerfstudio.training.checkpoint import CHECKPOINT
+from lrf_nerfstudio.training.loop import Trainer
 from lrf_nerfstudio.training.stage1 import Stage1, Stage1Config
 
 QUICK = {
@@ -53,9 +54,9 @@ def tiny_config(output: Path, vae: str, **options) -> Stage1Config:
     return Stage1Config(output=output, vae=vae, **(QUICK | {"max_reduction": 1.5} | options))
 
 
-def tune(config: Stage1Config, scenes) -> FineTuner:
+def tune(config: Stage1Config, scenes) -> Trainer:
     """Runs a configuration to its end."""
-    tuner = FineTuner(config, Stage1(config, scenes))
+    tuner = Trainer(config, Stage1(config, scenes))
     tuner.run()
     return tuner
 
