@@ -75,3 +75,9 @@ def assert_same_state(actual: dict, expected: dict, **tolerance) -> None:
             torch.testing.assert_close(actual[part][name], expected[part][name], **tolerance)
     for one, other in zip(actual["ema"]["shadow_params"], expected["ema"]["shadow_params"], strict=True):
         torch.testing.assert_close(one, other, **tolerance)
+
+
+def photographs(folder: Path):
+    pass
+def pretrain_config():
+    pass
