@@ -6,19 +6,15 @@ Example: `python scripts/train_vae.py --images photos --output vae`, then
 `ns-train latent-splatfacto --data scene --pipeline.vae.source vae`.
 """
 
-import tyro
-
 from lrf_nerfstudio.training.loop import Trainer
 from lrf_nerfstudio.training.pretrain import Pretrain, PretrainConfig
-from lrf_nerfstudio.utils.errors import exit_on_user_error
+from lrf_nerfstudio.utils.cli import run
 
 
-@exit_on_user_error()
-def main() -> None:
-    """Command line."""
-    config = tyro.cli(PretrainConfig, description=__doc__)
+def main(config: PretrainConfig) -> None:
+    """Train an autoencoder."""
     Trainer(config, Pretrain(config)).run()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

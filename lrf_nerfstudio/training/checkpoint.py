@@ -49,7 +49,8 @@ def write_checkpoint(output: Path, description: dict[str, Any], state: dict[str,
     Raises:
         UserError: if the disk is full or the folder cannot be written to.
     """
-    with replacing(output / CHECKPOINT) as stream:
+    hint = "The last good checkpoint is still there: continue with --resume."
+    with replacing(output / CHECKPOINT, "--output", hint) as stream:
         torch.save({"description": description, **state}, stream)
 
 

@@ -218,16 +218,10 @@ class Trainer:
         finite = torch.stack([weight.detach().isfinite().all() for weight in weights]).all()
         self._check_finite([] if finite.item() else ["a weight"])
         if self.accelerator.is_main_process:
-            try:
-                write_checkpoint(self.config.output, self._description(), self._state())
-                with self._averaged_weights():
-                    self.task.complete()
-                    self.task.vae.save(self.config.output, dtype=torch.float32)
-            except (OSError, RuntimeError) as error:  # a failed write is reported in either way
-                raise UserError(
-                    f"The state of step {self.step} could not be written to {self.config.output}: {error}. The last "
-                    "good checkpoint is still there: make room and continue with --resume."
-                ) from error
+            write_checkpoint(self.config.output, self._description(), self._state())
+            with self._averaged_weights():
+                self.task.complete()
+                self.task.vae.save(self.config.output, dtype=torch.float32)
         self.accelerator.wait_for_everyone()
 
     def _state(self) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from lrf_nerfstudio.training.config import TrainingConfig
+from lrf_nerfstudio.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -53,9 +53,8 @@ class Report:
     def __enter__(self) -> "Report":
         if not self._active:
             return self
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._progress = self._stack.enter_context(Progress(*columns, TextColumn("{task.description}")))
-        self._task = self._progress.add_task("", total=self._config.steps, completed=self._first_step)
+        self._progress = self._stack.enter_context(progress_bar())
+        self._task = self._progress.add_task("Training", total=self._config.steps, completed=self._first_step)
         if self._config.tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -85,7 +84,7 @@ class Report:
         if not self._active:
             return
         text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
-        self._progress.update(self._task, description=text)
+        self._progress.update(self._task, status=text)
         if step % self._config.save_every == 0:
             self._progress.print(f"step {step}: {text}")
         self._scalars(step, {f"loss/{name}": value for name, value in means.items()} | {"learning rate": learning_rate})

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
@@ -33,6 +32,7 @@ from lrf_nerfstudio.training.networks import EncodeDecode, check_crop
 from lrf_nerfstudio.training.perceptual import PerceptualLosses
 from lrf_nerfstudio.training.task import Losses, Task
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.progress import track
 from lrf_nerfstudio.vae import VAEConfig, sample_latents
 
 
@@ -179,5 +179,5 @@ def load_scenes(config: Stage1Config) -> list[SceneCorrespondences]:
         raise UserError("Name the folders of the scenes to tune on: --scenes A B ...")
     return [
         find_correspondences(load_scene(folder), config.correspondence)
-        for folder in track(config.scenes, description="Correspondences", transient=True)
+        for folder in track(config.scenes, "Correspondences")
     ]

@@ -1,52 +1,100 @@
-"""Steps of all trainings on a GPU that is not there: everything is on one device, and the host waits for nothing."""
-
-from pathlib import Path
+"""Steps of all trainings on a GPU that is not there: everything is on one device, and nothing is waited for."""
 
 import pytest
 import torch
-from fake_cuda import DEVICE, FakeGPU, fake_cuda
+from accelerate.state import PartialState
+from fake_cuda import DEVICE, Waits, fake_cuda
 from shifted_views import shifted_views
 from tiny_pairs import write_pairs
-from tiny_runs import QUICK, photographs, pretrain_config, tiny_config, write_kl, write_tiny
+from tiny_runs import batch_of, make_task, pretrain_config, stage1_config, stage3_config, write_kl, write_tiny
 
 from lrf_nerfstudio.training import loop
 from lrf_nerfstudio.training.loop import Trainer
-from lrf_nerfstudio.training.pretrain import Pretrain
-from lrf_nerfstudio.training.stage1 import Stage1
-from lrf_nerfstudio.training.stage3 import Stage3, Stage3Config
 from lrf_nerfstudio.training.task import Task
-from lrf_nerfstudio.utils.errors import UserError
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def on_fake_cuda(monkeypatch):
-    """Let accelerate take the fake GPU for its own; nothing is saved, for which values would be read."""
+    """Accelerate takes the fake GPU for the process's own, and nothing is saved: values would be read."""
     make_accelerator = loop.make_accelerator
 
     def with_fake_device(config):
         accelerator = make_accelerator(config)
-        accelerator.state.device = DEVICE
+        PartialState().device = accelerator.state.device = DEVICE
         return accelerator
 
     monkeypatch.setattr(loop, "make_accelerator", with_fake_device)
     monkeypatch.setattr(Trainer, "save", lambda self: None)
 
 
-def place(gpu: FakeGPU, task: Task) -> None:
-    for module in (task.network, getattr(task, "original", None), task.perceptual._features, task.perceptual._lpips):
-        if module is not None:
-            gpu.place(module)
-
-
-def test_x(tmp_path, on_fake_cuda):
-    config = tiny_config(tmp_path/"run", write_kl(tmp_path/"vae"))
-    task = Stage1(config, [shifted_views(tmp_path)])
-    batch = torch.utils.data.default_collate([task.dataset[index] for index in range(2)])
+def assert_steps_wait_for_nothing(config, task: Task) -> None:
+    batch = batch_of(task, config.batch_size)
     with fake_cuda() as gpu:
         trainer = Trainer(config, task)
-        batch = {n: gpu.place(v) for n, v in batch.items()}
+        on_gpu = {name: value.to(DEVICE, non_blocking=True) for name, value in batch.items()}
         with gpu.no_waiting():
-            for _ in range(3):
-                trainer.train_on(batch)
-                trainer.step += 1
-        for p in task.network.parameters(): print(p.device, p.shape)
+            for trainer.step in range(3):
+                for _ in range(config.gradient_accumulation):
+                    trainer.train_on(on_gpu)
+        averages = trainer.ema.shadow_params
+        for tensor in (*trainer._trained, *averages, *(parameter.grad for parameter in trainer._trained)):
+            assert tensor is None or tensor.device == DEVICE
+        assert set(trainer._means._sums) >= set(task.reconstruction_terms)
+        with pytest.raises(Waits):  # as the losses are read
+            trainer.read_losses()
+
+
+ALL = {"feature_weight": 0.1, "lpips_weight": 0.1, "gan_weight": 0.5, "gan_start": 1}
+OPTIONS = pytest.mark.parametrize(
+    "options",
+    [{}, ALL, {"gan_weight": 0.5, "gan_start": 0, "discriminator": "patch"}, {"gradient_accumulation": 2}],
+    ids=["plain", "all losses", "patch", "accumulation"],
+)
+KINDS = pytest.mark.parametrize("write", [write_tiny, write_kl], ids=["tiny", "kl"])
+
+
+@OPTIONS
+def test_pretraining(tmp_path, photographs, weights_in_cache, options):
+    config = pretrain_config(tmp_path / "run", photographs, **options)
+    assert_steps_wait_for_nothing(config, make_task(config))
+
+
+@KINDS
+@OPTIONS
+def test_stage1(tmp_path, weights_in_cache, write, options):
+    config = stage1_config(tmp_path / "run", write(tmp_path / "vae"), synthetic_share=0.5, **options)
+    assert_steps_wait_for_nothing(config, make_task(config, [shifted_views(tmp_path)]))
+
+
+@KINDS
+def test_stage1_of_the_decoder_alone(tmp_path, weights_in_cache, write):
+    config = stage1_config(tmp_path / "run", write(tmp_path / "vae"), tune="decoder", **ALL)
+    assert_steps_wait_for_nothing(config, make_task(config, [shifted_views(tmp_path)]))
+
+
+@KINDS
+@OPTIONS
+def test_stage3(tmp_path, weights_in_cache, write, options):
+    vae = write(tmp_path / "vae")
+    write_pairs(tmp_path / "pairs" / "scene", vae, masked=True)
+    config = stage3_config(tmp_path / "run", vae, tmp_path / "pairs", **options)
+    assert_steps_wait_for_nothing(config, make_task(config))
+
+
+@pytest.mark.parametrize(
+    "wait", ["loss.item()", "bool(loss > 0)", "images[mask]", "torch.tensor([0.5, 0.5, 0.5]).to(images)"]
+)
+def test_what_waits_is_noticed(tmp_path, photographs, monkeypatch, wait):
+    config = pretrain_config(tmp_path / "run", photographs)
+    task = make_task(config)
+    losses = task.losses
+
+    def waiting(network, batch):
+        result = losses(network, batch)
+        names = {"loss": result.total(), "images": result.images, "mask": result.images > 0.5, "torch": torch}
+        eval(wait, names)
+        return result
+
+    monkeypatch.setattr(task, "losses", waiting)
+    with pytest.raises(Waits):
+        assert_steps_wait_for_nothing(config, task)
