@@ -217,6 +217,12 @@ def initialize(autoencoder: "AutoencoderTiny", images: Tensor) -> None:
             carry_color(first, center / 3.0, offset=0.5)
             carry_color(last, center)
 
+    if autoencoder.config.latent_channels > 3:
+        _whiten_detail(autoencoder, images)
+
+
+def _whiten_detail(autoencoder: "AutoencoderTiny", images: Tensor) -> None:
+    """Scale the last layer of the encoder so that the latent channels from 3 on are uncorrelated and of variance 1."""
     detail = autoencoder.encode(images * 2.0 - 1.0).latents[:, 3:].movedim(1, 0).flatten(1)  # [C - 3, cells]
     variances, axes = torch.linalg.eigh(torch.cov(detail).reshape(len(detail), len(detail)))
     whitening = axes @ torch.diag(variances.clamp(min=1e-4 * variances.max()).rsqrt()) @ axes.T

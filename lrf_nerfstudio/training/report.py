@@ -59,7 +59,7 @@ class Report:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
-                self._progress.print("[yellow]TensorBoard is left out: its package is not installed.")
+                self._print("TensorBoard is left out: its package is not installed.", style="yellow")
             else:
                 # What an interrupted run logged after its last checkpoint is computed again.
                 writer = SummaryWriter(str(self._config.output), purge_step=self._first_step)
@@ -72,7 +72,7 @@ class Report:
     def say(self, notices: Sequence[str]) -> None:
         """Print what the user should know."""
         for notice in notices if self._active else ():
-            self._progress.print(f"[yellow]{notice}")
+            self._print(notice, style="yellow")
 
     def advance(self, step: int) -> None:
         """Move the progress bar to a step."""
@@ -86,19 +86,23 @@ class Report:
         text = "  ".join(f"{name} {value:.4f}" for name, value in means.items())
         self._progress.update(self._task, status=text)
         if step % self._config.save_every == 0:
-            self._progress.print(f"step {step}: {text}")
-        self._scalars(step, {f"loss/{name}": value for name, value in means.items()} | {"learning rate": learning_rate})
+            self._print(f"step {step}: {text}")
+        tags = {name: name if name == "gradient norm" else f"loss/{name}" for name in means}
+        self._scalars(step, {tags[name]: value for name, value in means.items()} | {"learning rate": learning_rate})
 
     def measures(self, step: int, values: dict[str, float]) -> None:
         """Show what was measured at a checkpoint."""
         if self._active and values:
-            self._progress.print(f"step {step}: " + "  ".join(f"{name} {value:.2f}" for name, value in values.items()))
+            self._print(f"step {step}: " + "  ".join(f"{name} {value:.2f}" for name, value in values.items()))
             self._scalars(step, values)
 
     def picture(self, step: int, make: Callable[[], Tensor]) -> None:
         """Write a picture [3, H, W], which is made only where TensorBoard is."""
         if self._writer is not None:
             self._writer.add_image("views", make().clamp(0, 1), step)
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self._progress.print(text, style=style, markup=False, soft_wrap=True)
 
     def _scalars(self, step: int, values: dict[str, float]) -> None:
         if self._writer is not None:
