@@ -123,40 +123,45 @@ def _weights_file(url: str | None, download: bool) -> Path:
 
 def _load_from_torchvision(name: str, download: bool) -> _Loaded:
     import torchvision
-    from torchvision.models.feature_extraction import create_feature_extractor
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
     network = torchvision.models.get_model(name).eval()
     network.load_state_dict(torch.load(_weights_file(weights.url, download), map_location="cpu", weights_only=True))
     preset = weights.transforms()
-    nodes = _stage_nodes(network)
-    extractor = create_feature_extractor(network, list(nodes))
-    return _Loaded(_Outputs(extractor), list(nodes.values()), tuple(preset.mean), tuple(preset.std))
+    return _Loaded(*_first_stages(network), tuple(preset.mean), tuple(preset.std))
 
 
-class _Outputs(nn.Module):
-    """Turns the dictionary that torchvision's extractors return into a list."""
+def _first_stages(network: nn.Module) -> tuple[nn.Module, list[int]]:
+    """Cut off a network after its finest resolutions.
 
-    def __init__(self, extractor: nn.Module) -> None:
-        super().__init__()
-        self.extractor = extractor
+    The features of a resolution are those of the last node of the graph with this resolution that everything after it
+    depends on, which leaves out nodes inside of residual blocks.
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return list(self.extractor(x).values())
+    Returns:
+        A module that returns the features of each resolution; their channels.
+    """
+    from torch.fx import Node, symbolic_trace
+    from torch.fx.passes.shape_prop import ShapeProp
 
-
-def _stage_nodes(network: nn.Module) -> dict[str, int]:
-    """Return the last node of a network's graph at each of its finest resolutions, and the channels of its output."""
-    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
-
-    side = 2 ** (STAGES + 2)
-    _, names = get_graph_node_names(network)
-    with torch.no_grad():
-        outputs = create_feature_extractor(network, names[:-1])(torch.zeros(1, 3, side, side))
-    nodes: dict[int, tuple[str, int]] = {}  # by the side of the output
-    for name, output in outputs.items():
-        if isinstance(output, Tensor) and output.ndim == 4 and 1 < output.shape[-1] < side:
-            nodes[output.shape[-1]] = name, output.shape[1]
-    if len(nodes) < STAGES:
-        raise ValueError(f"it has features of {len(nodes)} resolutions, {STAGES} are needed")
-    return dict(nodes[resolution] for resolution in sorted(nodes, reverse=True)[:STAGES])
+    side = 2 ** (STAGES + 3)
+    traced = symbolic_trace(network)
+    ShapeProp(traced).propagate(torch.zeros(1, 3, side, side))
+    nodes = list(traced.graph.nodes)
+    position = {node: number for number, node in enumerate(nodes)}
+    stages: dict[int, tuple[Node, int]] = {}  # by the side of the features
+    last_use = 0  # position of the last node that depends on a node before this one
+    for number, node in enumerate(nodes):
+        shape: tuple[int, ...] = getattr(node.meta.get("tensor_meta"), "shape", ())
+        if len(shape) == 4 and shape[-1] > min(stages, default=side):
+            break  # pooling to a fixed size
+        if last_use <= number and len(shape) == 4 and 1 < shape[-1] < side:
+            stages[shape[-1]] = node, shape[1]
+        last_use = max([last_use, *(position[user] for user in node.users)])
+    if len(stages) < STAGES:
+        raise ValueError(f"it has features of {len(stages)} resolutions, {STAGES} are needed")
+    chosen = [stages[resolution] for resolution in sorted(stages, reverse=True)[:STAGES]]
+    nodes[-1].args = ([node for node, _ in chosen],)  # the node of the output
+    traced.graph.eliminate_dead_code()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced, [channels for _, channels in chosen]

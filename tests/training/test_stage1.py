@@ -1,20 +1,20 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import finetune_stage1
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from shifted_views import coordinate_picture, shifted_views
-from tiny_runs import SCRIPTS, assert_survives_kill, batch_of, stage1_config, train, write_kl, write_tiny
+from tiny_runs import assert_survives_kill, batch_of, stage1_config, train, write_kl, write_tiny
 
 from lrf_nerfstudio.correspondence import SceneCorrespondences
 from lrf_nerfstudio.evaluation.latents import measure_scene
 from lrf_nerfstudio.training.data.pair_crops import PairCrops
 from lrf_nerfstudio.training.networks import exchange
 from lrf_nerfstudio.training.stage1 import Stage1
+from lrf_nerfstudio.utils.cli import run
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAEConfig
 
@@ -188,17 +188,17 @@ def test_the_command_goes_on_after_kill_9_and_latent_splatfacto_takes_the_result
         ({"--correspondence.min-matches": 100000}, "min_matches"),
     ],
 )
-def test_what_the_user_can_mend_is_said_in_one_message(demo_scene, tmp_path, change, message):
+def test_what_the_user_can_mend_is_said_in_one_message(demo_scene, tmp_path, capsys, change, message):
     options = [*options_for(demo_scene, write_tiny(tmp_path / "vae")), "--output", tmp_path / "run", "--device", "cpu"]
     for name, value in change.items():
         if name in options:
             options[options.index(name) + 1] = value
         else:
             options += [name, value]
-    command = [sys.executable, str(SCRIPTS / "finetune_stage1.py"), *map(str, options)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert message in result.stderr and "Traceback" not in result.stderr
+    with pytest.raises(SystemExit) as exit_:
+        run(finetune_stage1.main, list(map(str, options)))
+    assert exit_.value.code == 1
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -132,8 +132,7 @@ class PairCrops(Dataset[dict[str, Tensor]]):
             "weight": torch.tensor(weight),
         }
         if self.noise_shape is not None:
-            generator = torch.Generator().manual_seed((self.seed << 32) + index)
-            item["noise"] = torch.randn((2, *self.noise_shape), generator=generator)
+            item["noise"] = torch.from_numpy(rng.standard_normal((2, *self.noise_shape), np.float32))
         return item
 
     def _matched(
