@@ -152,9 +152,10 @@ def _first_stages(network: nn.Module) -> tuple[nn.Module, list[int]]:
     last_use = 0  # position of the last node that depends on a node before this one
     for number, node in enumerate(nodes):
         shape: tuple[int, ...] = getattr(node.meta.get("tensor_meta"), "shape", ())
-        if len(shape) == 4 and shape[-1] > min(stages, default=side):
+        is_map = len(shape) == 4 and shape[-1] == shape[-2]
+        if is_map and shape[-1] > min(stages, default=side):
             break  # pooling to a fixed size
-        if last_use <= number and len(shape) == 4 and 1 < shape[-1] < side:
+        if is_map and last_use <= number and 1 < shape[-1] < side:
             stages[shape[-1]] = node, shape[1]
         last_use = max([last_use, *(position[user] for user in node.users)])
     if len(stages) < STAGES:
