@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from lrf_nerfstudio.training.config import TrainingConfig
-from lrf_nerfstudio.training.pretrained import PretrainedFeatures
+from lrf_nerfstudio.training.imagenet import ImageNetFeatures
 from lrf_nerfstudio.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class ProjectedDiscriminator(nn.Module):
     normalization, but without the paper's random projections across stages.
     """
 
-    def __init__(self, features: PretrainedFeatures, width: int = 64) -> None:
+    def __init__(self, features: ImageNetFeatures, width: int = 64) -> None:
         """Initialize the heads.
 
         Args:
@@ -189,7 +189,7 @@ def _make_discriminator(config: TrainingConfig, device: torch.device) -> nn.Modu
     if config.discriminator == "patch":
         return PatchDiscriminator()
     try:
-        features = PretrainedFeatures(config.feature_network, config.download_weights)
+        features = ImageNetFeatures(config.feature_network, config.download_weights)
     except OSError as error:
         raise UserError(
             f"--discriminator projected judges features of {config.feature_network}, whose weights are not there: "

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrf_nerfstudio.training.config import TrainingConfig
-from lrf_nerfstudio.training.pretrained import PretrainedFeatures
+from lrf_nerfstudio.training.imagenet import ImageNetFeatures
 from lrf_nerfstudio.utils.lpips import load_lpips
 
 
@@ -35,13 +35,13 @@ class PerceptualLosses:
         Raises:
             UserError: if there is no network of the name `config.feature_network`.
         """
-        self._features: PretrainedFeatures | None = None
+        self._features: ImageNetFeatures | None = None
         self._lpips: nn.Module | None = None
         self.weights: dict[str, float] = {}
         self.notices: tuple[str, ...] = ()
         if config.feature_weight > 0:
             try:
-                self._features = PretrainedFeatures(config.feature_network, config.download_weights)
+                self._features = ImageNetFeatures(config.feature_network, config.download_weights)
                 self.weights["features"] = config.feature_weight
             except OSError as error:
                 self.notices += (_left_out("The feature loss", error),)

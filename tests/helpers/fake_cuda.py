@@ -151,7 +151,8 @@ def fake_cuda() -> Iterator[FakeGPU]:
         stack.enter_context(mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False))
         stack.enter_context(mock.patch.object(torch.utils, "swap_tensors", _swap_tensors))
         stack.enter_context(mock.patch.object(torch, "load", _load))
-        # Else `torch.autocast("cuda")` turns itself off.
+        # Else `torch.autocast("cuda")` and `GradScaler` turn themselves off.
+        stack.enter_context(mock.patch.object(torch.cuda, "is_bf16_supported", lambda *_: True))
         stack.enter_context(mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         if not torch.cuda.is_available():
             # torch's own engine asks the driver for its streams.

@@ -8,7 +8,7 @@ from lrf_nerfstudio.training.adversarial import (
     discriminator_hinge_loss,
     generator_loss,
 )
-from lrf_nerfstudio.training.pretrained import PretrainedFeatures
+from lrf_nerfstudio.training.imagenet import ImageNetFeatures
 
 pytestmark = pytest.mark.usefixtures("weights_in_cache")
 
@@ -18,7 +18,7 @@ def tiny_patch() -> PatchDiscriminator:
 
 
 def projected() -> ProjectedDiscriminator:
-    return ProjectedDiscriminator(PretrainedFeatures("tf_efficientnet_lite0"), width=16)
+    return ProjectedDiscriminator(ImageNetFeatures("tf_efficientnet_lite0"), width=16)
 
 
 def test_hinge_loss_by_hand():

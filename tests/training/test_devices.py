@@ -1,5 +1,7 @@
 """Steps of all trainings on a GPU that is not there: everything is on one device, and nothing is waited for."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from accelerate.state import PartialState
@@ -19,8 +21,12 @@ def on_fake_cuda(monkeypatch):
     make_accelerator = loop.make_accelerator
 
     def with_fake_device(config):
-        accelerator = make_accelerator(config)
+        is_fp16 = config.mixed_precision == "fp16"  # which accelerate and the loop refuse on this machine
+        accelerator = make_accelerator(replace(config, mixed_precision="no") if is_fp16 else config)
         PartialState().device = accelerator.state.device = DEVICE
+        if is_fp16:
+            accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+            accelerator.scaler = torch.amp.GradScaler("cuda")
         return accelerator
 
     monkeypatch.setattr(loop, "make_accelerator", with_fake_device)
@@ -47,6 +53,7 @@ def assert_steps_wait_for_nothing(config, task: Task) -> None:
 ALL = {"feature_weight": 0.1, "lpips_weight": 0.1, "gan_weight": 0.5, "gan_start": 1}
 PATCH = {"gan_weight": 0.5, "gan_start": 0, "discriminator": "patch"}
 ACCUMULATION = {"gradient_accumulation": 2}
+BF16, FP16 = {"mixed_precision": "bf16"}, {"mixed_precision": "fp16"}
 
 
 @pytest.mark.parametrize("options", [{}, ALL], ids=["plain", "all losses"])
@@ -57,8 +64,13 @@ def test_pretraining(tmp_path, photographs, weights_in_cache, options):
 
 @pytest.mark.parametrize(
     ("write", "options"),
-    [(write_tiny, ALL), (write_kl, PATCH), (write_kl, ACCUMULATION), (write_tiny, {"tune": "decoder"} | PATCH)],
-    ids=["tiny, all losses", "kl, patch", "kl, accumulation", "tiny, decoder alone"],
+    [
+        (write_tiny, ALL),
+        (write_kl, PATCH),
+        (write_kl, ACCUMULATION | BF16),
+        (write_tiny, {"tune": "decoder"} | PATCH | FP16),
+    ],
+    ids=["tiny, all losses", "kl, patch", "kl, accumulation, bf16", "tiny, decoder alone, fp16"],
 )
 def test_stage1(tmp_path, weights_in_cache, write, options):
     config = stage1_config(tmp_path / "run", write(tmp_path / "vae"), synthetic_share=0.5, **options)
@@ -67,8 +79,8 @@ def test_stage1(tmp_path, weights_in_cache, write, options):
 
 @pytest.mark.parametrize(
     ("write", "options"),
-    [(write_tiny, {}), (write_tiny, ACCUMULATION | PATCH), (write_kl, ALL)],
-    ids=["tiny", "tiny, accumulation, patch", "kl, all losses"],
+    [(write_tiny, {}), (write_tiny, ACCUMULATION | PATCH | BF16), (write_kl, ALL)],
+    ids=["tiny", "tiny, accumulation, patch, bf16", "kl, all losses"],
 )
 def test_stage3(tmp_path, weights_in_cache, write, options):
     vae = write(tmp_path / "vae")

@@ -7,7 +7,7 @@ import timm
 import torch
 import torchvision
 
-from lrf_nerfstudio.training.pretrained import PretrainedFeatures
+from lrf_nerfstudio.training.imagenet import ImageNetFeatures
 from lrf_nerfstudio.utils.errors import UserError
 
 
@@ -37,7 +37,7 @@ def write_timm(name: str, cache: Path) -> torch.nn.Module:
 
 def test_timms_weights_are_in_the_layers_that_they_belong_to(cache):
     whole = write_timm("tf_efficientnet_lite0", cache)
-    features = PretrainedFeatures("tf_efficientnet_lite0")
+    features = ImageNetFeatures("tf_efficientnet_lite0")
     images = torch.rand(2, 3, 64, 96)
     found = {}
     for stage in (0, 1, 2, 4):  # those that are followed by a reduction, or the last at 1/16
@@ -49,7 +49,7 @@ def test_timms_weights_are_in_the_layers_that_they_belong_to(cache):
 
 
 def test_features_are_frozen_and_normalized_as_in_training(weights_in_cache):
-    features = PretrainedFeatures("tf_efficientnet_lite0")
+    features = ImageNetFeatures("tf_efficientnet_lite0")
     features.train()
     assert not any(module.training for module in features.modules() if module is not features)
     assert not any(parameter.requires_grad for parameter in features.parameters())
@@ -69,7 +69,7 @@ def test_networks_of_torchvision(cache):
     network = torchvision.models.shufflenet_v2_x0_5().eval()  # a name that timm lacks
     url = torchvision.models.get_model_weights("shufflenet_v2_x0_5").DEFAULT.url
     write_weights(network, cache, url)
-    features = PretrainedFeatures("shufflenet_v2_x0_5")
+    features = ImageNetFeatures("shufflenet_v2_x0_5")
     images = torch.rand(2, 3, 64, 96)
     maps = features(images)
     assert [tuple(m.shape[1:]) for m in maps] == [
@@ -84,9 +84,9 @@ def test_networks_of_torchvision(cache):
 
 def test_weights_that_are_missing(cache):
     with pytest.raises(OSError, match=re.escape(str(cache / "tf_efficientnet_lite0-0aa007d2.pth"))):
-        PretrainedFeatures("tf_efficientnet_lite0")
+        ImageNetFeatures("tf_efficientnet_lite0")
     with pytest.raises(OSError, match="shufflenetv2"):
-        PretrainedFeatures("shufflenet_v2_x0_5")
+        ImageNetFeatures("shufflenet_v2_x0_5")
 
 
 def test_weights_are_downloaded_where_it_is_allowed(cache, monkeypatch):
@@ -100,29 +100,29 @@ def test_weights_are_downloaded_where_it_is_allowed(cache, monkeypatch):
         Path(destination).write_bytes((published / Path(url).name).read_bytes())
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    PretrainedFeatures("mobilenetv3_small_050", download=True)
+    ImageNetFeatures("mobilenetv3_small_050", download=True)
     ((url, hash_prefix),) = fetched
     assert url.startswith("https://") and f"-{hash_prefix}." in url
-    PretrainedFeatures("mobilenetv3_small_050", download=True)
+    ImageNetFeatures("mobilenetv3_small_050", download=True)
     assert len(fetched) == 1
 
 
 def test_a_download_that_fails_leaves_no_file(cache):
     """No network is reached in tests."""
     with pytest.raises((OSError, urllib.error.URLError)):
-        PretrainedFeatures("tf_efficientnet_lite0", download=True)
+        ImageNetFeatures("tf_efficientnet_lite0", download=True)
     assert not list(cache.iterdir())
 
 
 def test_networks_that_cannot_be_used_are_named(cache):
     with pytest.raises(UserError, match=r"no-such-network.*neither timm nor torchvision"):
-        PretrainedFeatures("no-such-network")
+        ImageNetFeatures("no-such-network")
     write_timm("vit_tiny_patch16_224", cache)
     with pytest.raises(UserError, match="--feature-network vit_tiny_patch16_224 cannot be used"):
-        PretrainedFeatures("vit_tiny_patch16_224")
+        ImageNetFeatures("vit_tiny_patch16_224")
     (cache / "tf_efficientnet_lite0-0aa007d2.pth").write_bytes(b"damaged")
     with pytest.raises(UserError, match="--feature-network tf_efficientnet_lite0 cannot be used"):
-        PretrainedFeatures("tf_efficientnet_lite0")
+        ImageNetFeatures("tf_efficientnet_lite0")
 
 
 def test_a_malicious_file_is_not_run(cache, tmp_path):
@@ -132,5 +132,5 @@ def test_a_malicious_file_is_not_run(cache, tmp_path):
 
     torch.save({"conv_stem.weight": Malicious()}, cache / "tf_efficientnet_lite0-0aa007d2.pth")
     with pytest.raises(UserError, match="cannot be used"):
-        PretrainedFeatures("tf_efficientnet_lite0")
+        ImageNetFeatures("tf_efficientnet_lite0")
     assert not (tmp_path / "executed").exists()

@@ -16,7 +16,7 @@ STAGES = 4
 """Resolutions at which features are taken, the finest ones of a network."""
 
 
-class PretrainedFeatures(nn.Module):
+class ImageNetFeatures(nn.Module):
     """The first stages of a network with its ImageNet weights, frozen.
 
     The default of the options, EfficientNet-Lite0 (Tan & Le 2019), is small enough for a processor, and the kind of
@@ -47,7 +47,7 @@ class PretrainedFeatures(nn.Module):
         self.register_buffer("std", torch.tensor(loaded.std)[:, None, None], persistent=False)
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
-    def train(self, mode: bool = True) -> "PretrainedFeatures":
+    def train(self, mode: bool = True) -> "ImageNetFeatures":
         """Stay in evaluation mode: the statistics of the normalization layers are ImageNet's."""
         return super().train(False)
 
