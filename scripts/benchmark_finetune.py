@@ -5,20 +5,19 @@ Example: `python scripts/benchmark_finetune.py --scenes plush --vae madebyollin/
 
 import statistics
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor
 
 from lrf_nerfstudio.correspondence import CorrespondenceConfig, find_correspondences, load_scene
-from lrf_nerfstudio.training.loop import FineTuner
+from lrf_nerfstudio.training.loop import Trainer
 from lrf_nerfstudio.training.stage1 import Stage1, Stage1Config
-from lrf_nerfstudio.utils.errors import exit_on_user_error
+from lrf_nerfstudio.utils.cli import run
+from lrf_nerfstudio.utils.timing import Stopwatch
 
 
 @dataclass
@@ -37,10 +36,8 @@ class BenchmarkFinetune:
     """Steps of each kind that are timed, after two that are not."""
 
 
-@exit_on_user_error()
-def main() -> None:
-    """Command line."""
-    options = tyro.cli(BenchmarkFinetune, description=__doc__)
+def main(options: BenchmarkFinetune) -> None:
+    """Time the steps and say how long they take."""
     scenes = [find_correspondences(load_scene(folder), CorrespondenceConfig()) for folder in options.scenes]
     with tempfile.TemporaryDirectory() as folder:
         config = Stage1Config(
@@ -51,14 +48,14 @@ def main() -> None:
             tensorboard=False,
         )
         without = replace(config, output=Path(folder, "without"), correspondence_weight=0.0)
-        tuners = {"with": FineTuner(config, Stage1(config, scenes))}
-        tuners["without"] = FineTuner(without, Stage1(without, scenes))
-        batches = batches_of(tuners["with"])
-        seconds: dict[str, list[float]] = {name: [] for name in tuners}
+        trainers = {"with": Trainer(config, Stage1(config, scenes))}
+        trainers["without"] = Trainer(without, Stage1(without, scenes))
+        batches = batches_of(trainers["with"])
+        seconds: dict[str, list[float]] = {name: [] for name in trainers}
         for number in range(options.rounds + 2):
             batch = next(batches)
-            for name in sorted(tuners, reverse=bool(number % 2)):  # what comes second finds warmer caches
-                elapsed = timed_step(tuners[name], batch)
+            for name in sorted(trainers, reverse=bool(number % 2)):  # what comes second finds warmer caches
+                elapsed = timed_step(trainers[name], batch)
                 if number >= 2:
                     seconds[name].append(elapsed)
     ratios = [one / other for one, other in zip(seconds["with"], seconds["without"], strict=True)]
@@ -69,24 +66,22 @@ def main() -> None:
     )
 
 
-def batches_of(tuner: FineTuner) -> Iterator[dict[str, Tensor]]:
-    """Batches on the tuner's device, without end."""
-    dataset, size, start = tuner.task.dataset, tuner.config.batch_size, 0
+def batches_of(trainer: Trainer) -> Iterator[dict[str, Tensor]]:
+    """Yield batches on the trainer's device, without end."""
+    dataset, size, start = trainer.task.dataset, trainer.config.batch_size, 0
     while True:
         batch = torch.utils.data.default_collate([dataset[start + item] for item in range(size)])
-        yield {name: value.to(tuner.accelerator.device) for name, value in batch.items()}
+        yield {name: value.to(trainer.accelerator.device) for name, value in batch.items()}
         start += size
 
 
-def timed_step(tuner: FineTuner, batch: dict[str, Tensor]) -> float:
-    """Seconds of a step of the optimizer."""
-    synchronize = torch.cuda.synchronize if tuner.accelerator.device.type == "cuda" else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    tuner.train_on(batch)
-    synchronize()
-    return time.perf_counter() - start
+def timed_step(trainer: Trainer, batch: dict[str, Tensor]) -> float:
+    """Return the seconds of a step of the optimizer."""
+    watch = Stopwatch(trainer.accelerator.device)
+    trainer.train_on(batch)
+    watch.mark("end")
+    return watch.seconds("start", "end")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

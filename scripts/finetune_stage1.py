@@ -6,19 +6,15 @@ Example: `python scripts/finetune_stage1.py --scenes plush kitchen --vae madebyo
 `ns-train latent-splatfacto --data scene --pipeline.vae.source taesd-stage1`.
 """
 
-import tyro
-
-from lrf_nerfstudio.training.loop import FineTuner
+from lrf_nerfstudio.training.loop import Trainer
 from lrf_nerfstudio.training.stage1 import Stage1, Stage1Config, load_scenes
-from lrf_nerfstudio.utils.errors import exit_on_user_error
+from lrf_nerfstudio.utils.cli import run
 
 
-@exit_on_user_error()
-def main() -> None:
-    """Command line."""
-    config = tyro.cli(Stage1Config, description=__doc__)
-    FineTuner(config, Stage1(config, load_scenes(config))).run()
+def main(config: Stage1Config) -> None:
+    """Tune an autoencoder."""
+    Trainer(config, Stage1(config, load_scenes(config))).run()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -8,19 +8,15 @@ Example: `python scripts/build_stage3_pairs.py --scenes plush kitchen --vae taes
 `python scripts/finetune_stage3.py --pairs pairs --vae taesd-stage1 --output taesd-stage3`.
 """
 
-import tyro
-
-from lrf_nerfstudio.training.loop import FineTuner
+from lrf_nerfstudio.training.loop import Trainer
 from lrf_nerfstudio.training.stage3 import Stage3, Stage3Config
-from lrf_nerfstudio.utils.errors import exit_on_user_error
+from lrf_nerfstudio.utils.cli import run
 
 
-@exit_on_user_error()
-def main() -> None:
-    """Command line."""
-    config = tyro.cli(Stage3Config, description=__doc__)
-    FineTuner(config, Stage3(config)).run()
+def main(config: Stage3Config) -> None:
+    """Tune a decoder."""
+    Trainer(config, Stage3(config)).run()
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,30 +1,31 @@
-"""The losses of fine-tuning: agreement of corresponding points, nearness to the original latent space.
+"""The losses of the trainings that are not distances of features.
 
-Latents are compared in units of their own standard deviation, per channel: shrinking all latents would otherwise be the
-easiest way to make corresponding ones agree.
+Those of stage I compare latents in units of their own standard deviation, per channel: shrinking all latents would
+otherwise be the easiest way to make corresponding ones agree.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 def channel_deviation(latents: Tensor) -> Tensor:
-    """Standard deviation of each channel of latents [B, C, h, w], over pictures and positions: [C]."""
+    """Return the standard deviation [C] of each channel of latents [B, C, h, w], over images and positions."""
     return latents.transpose(0, 1).flatten(1).std(dim=1)
 
 
 def correspondence_loss(
     points_i: Tensor, points_j: Tensor, valid: Tensor, pair_weights: Tensor, deviation: Tensor
 ) -> Tensor:
-    """L_corres: mean difference of the latents at corresponding points, in units of the latents' deviation.
+    """Return L_corres, the mean difference of latents at corresponding points, in units of the latents' deviation.
 
-    sum_ij lambda_ij |z_i - z_j|_1 of the paper, as a mean over pairs, points and channels, with lambda normalised to
-    mean 1 over the batch. The gradient passes through `deviation`, so that scaling all latents changes nothing.
+    The paper's sum_ij lambda_ij |z_i - z_j|_1 as a mean over pairs, points and channels, with lambda normalized to
+    mean 1 over the batch. The gradient passes through `deviation`, so scaling all latents does not change the loss.
 
     Args:
         points_i: [B, P, C], latents of view i of each pair, sampled at its points.
         points_j: [B, P, C], latents of view j at the corresponding points.
-        valid: [B, P], true where there is a point; the rest fills up.
+        valid: [B, P], true where there is a point; the others are padding.
         pair_weights: [B], lambda_ij, not all zero.
         deviation: [C], standard deviation of the latents of the batch.
 
@@ -39,7 +40,7 @@ def correspondence_loss(
 
 
 def regularization_loss(latents: Tensor, original: Tensor) -> Tensor:
-    """L_reg: mean difference from the latents of the frozen, original encoder, in units of their deviation.
+    """Return L_reg, the mean difference from the latents of the frozen, original encoder, in units of their deviation.
 
     Args:
         latents: [B, C, h, w].
@@ -50,7 +51,7 @@ def regularization_loss(latents: Tensor, original: Tensor) -> Tensor:
 
 
 def deviation_loss(deviation: Tensor, original: Tensor) -> Tensor:
-    """Mean absolute log ratio of the channels' standard deviations [C] to those of the original latents [C].
+    """Return the mean absolute log ratio of the channels' standard deviations [C] to the original latents' [C].
 
     Diffusion models expect latents of the deviation that they were trained on.
     """
@@ -58,5 +59,44 @@ def deviation_loss(deviation: Tensor, original: Tensor) -> Tensor:
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL divergence of the posterior N(mean, exp(logvar)) from N(0, 1), both [B, C, h, w]: summed, averaged over B."""
+    """Return the KL divergence of the posterior N(mean, exp(logvar)) from N(0, 1).
+
+    Args:
+        mean: [B, C, h, w].
+        logvar: [B, C, h, w].
+
+    Returns:
+        A scalar: the sum over channels and positions, averaged over B.
+    """
     return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).sum(dim=(1, 2, 3)).mean()
+
+
+def range_loss(latents: Tensor, limit: float = 2.0) -> Tensor:
+    """Return the mean squared excess of latents beyond -limit and limit."""
+    return F.relu(latents.abs() - limit).square().mean()
+
+
+def gradient_loss(decoded: Tensor, images: Tensor) -> Tensor:
+    """Return the L1 loss on differences of neighboring pixels, averaged over rows and columns.
+
+    Args:
+        decoded: [B, H, W, 3].
+        images: [B, H, W, 3].
+    """
+    error = decoded - images
+    return 0.5 * (error.diff(dim=1).abs().mean() + error.diff(dim=2).abs().mean())
+
+
+def masked_l1(decoded: Tensor, images: Tensor, counts: Tensor) -> Tensor:
+    """Return the mean absolute difference of the pixels that count.
+
+    Args:
+        decoded: [B, H, W, 3].
+        images: [B, H, W, 3].
+        counts: [B, H, W], true where a pixel counts.
+
+    Returns:
+        A scalar; 0 where no pixel counts.
+    """
+    differences = torch.where(counts, (decoded - images).abs().mean(dim=-1), 0.0)  # [B, H, W]
+    return differences.sum() / counts.sum().clamp(min=1)

@@ -77,8 +77,8 @@ def sample_latents(
         )
     dtype = torch.promote_types(latents.dtype, points.dtype)
     height, width = latents.shape[-2:]
-    size = torch.tensor([width * factor, height * factor], dtype=dtype, device=points.device)
-    grid = points.to(dtype) * (2 / size) - 1  # the padded picture spans [-1, 1]
+    x, y = points.to(dtype).unbind(-1)
+    grid = torch.stack([x * (2 / (width * factor)), y * (2 / (height * factor))], dim=-1) - 1  # spans [-1, 1]
     sampled = F.grid_sample(
         latents.to(dtype), grid[:, None], mode=interpolation, padding_mode="border", align_corners=False
     )

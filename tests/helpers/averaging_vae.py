@@ -1,16 +1,16 @@
-"""An autoencoder that works without training: it averages colours to cells of 4 x 4 pixels and interpolates them."""
+"""An autoencoder that works without training: it averages colors to cells of 4 x 4 pixels and interpolates them."""
 
 from pathlib import Path
 
 import torch
 
-from lrf_nerfstudio.training.pretrain import TrainVAEConfig, build_autoencoder, initialize
+from lrf_nerfstudio.training.pretrain import PretrainConfig, build_autoencoder, initialize
 from lrf_nerfstudio.vae import VAE
 
 
 def averaging_vae(latent_channels: int = 4, seed: int = 0) -> VAE:
-    """3 latent channels for colour, the others for detail; f = 4."""
-    config = TrainVAEConfig(
+    """3 latent channels for color, the others for detail; f = 4."""
+    config = PretrainConfig(
         images=(),
         output=Path(),
         latent_channels=latent_channels,

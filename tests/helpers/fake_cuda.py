@@ -121,6 +121,24 @@ def _selects_by_mask(func: Any, args: Sequence[Any]) -> bool:
     return not is_number and any(index is not None and index.dtype == torch.bool for index in indices)
 
 
+_torch_swap_tensors = torch.utils.swap_tensors
+
+
+def _swap_tensors(tensor: Tensor, other: Tensor) -> None:
+    """Lets `module.to` be called where the module is on its device already; fake tensors cannot be swapped."""
+    if (tensor.device, tensor.dtype, tensor.stride()) != (other.device, other.dtype, other.stride()):
+        _torch_swap_tensors(tensor, other)
+
+
+_torch_load = torch.load
+
+
+def _load(*args: Any, **kwargs: Any) -> Any:
+    """Reads what is in a file; `torch.load` would make fake tensors of it."""
+    with unset_fake_temporarily():
+        return _torch_load(*args, **kwargs)
+
+
 @contextlib.contextmanager
 def fake_cuda() -> Iterator[FakeGPU]:
     """A block in which "cuda" is a device of fake tensors; see the module."""
@@ -131,7 +149,10 @@ def fake_cuda() -> Iterator[FakeGPU]:
         stack.enter_context(mock.patch.object(torch.cuda, "synchronize", gpu.synchronize))
         stack.enter_context(mock.patch.object(torch.cuda, "Event", _Event))
         stack.enter_context(mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False))
-        # Else `torch.autocast("cuda")` turns itself off.
+        stack.enter_context(mock.patch.object(torch.utils, "swap_tensors", _swap_tensors))
+        stack.enter_context(mock.patch.object(torch, "load", _load))
+        # Else `torch.autocast("cuda")` and `GradScaler` turn themselves off.
+        stack.enter_context(mock.patch.object(torch.cuda, "is_bf16_supported", lambda *_: True))
         stack.enter_context(mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False))
         if not torch.cuda.is_available():
             # torch's own engine asks the driver for its streams.

@@ -20,7 +20,7 @@ from tiny_vaes import make_vae
 from lrf_nerfstudio.plugin.fitting import FieldFit, FittingConfig
 from lrf_nerfstudio.plugin.pair_building import CONTACT_SHEET, PairConfig, build_scene, build_scenes, render_views
 from lrf_nerfstudio.training.data.scene_pairs import INDEX, ScenePairs, read_pairs
-from lrf_nerfstudio.training.loop import FineTuner
+from lrf_nerfstudio.training.loop import Trainer
 from lrf_nerfstudio.training.stage3 import Stage3, Stage3Config
 from lrf_nerfstudio.utils.cli import run
 from lrf_nerfstudio.utils.errors import UserError
@@ -277,7 +277,7 @@ def test_a_real_decoder_gets_better_on_what_a_real_field_renders(real_data, tmp_
         tensorboard=False,
         device="cpu",
     )
-    FineTuner(options, Stage3(options)).run()
+    Trainer(options, Stage3(options)).run()
     task = Stage3(replace(options, seed=1))
     batch = torch.utils.data.default_collate([task.dataset[index] for index in range(12)])
     losses = []

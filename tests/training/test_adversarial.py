@@ -8,7 +8,9 @@ from lrf_nerfstudio.training.adversarial import (
     discriminator_hinge_loss,
     generator_loss,
 )
-from lrf_nerfstudio.training.perceptual import PretrainedFeatures
+from lrf_nerfstudio.training.imagenet import ImageNetFeatures
+
+pytestmark = pytest.mark.usefixtures("weights_in_cache")
 
 
 def tiny_patch() -> PatchDiscriminator:
@@ -16,7 +18,7 @@ def tiny_patch() -> PatchDiscriminator:
 
 
 def projected() -> ProjectedDiscriminator:
-    return ProjectedDiscriminator(PretrainedFeatures(), width=16)
+    return ProjectedDiscriminator(ImageNetFeatures("tf_efficientnet_lite0"), width=16)
 
 
 def test_hinge_loss_by_hand():
@@ -68,15 +70,15 @@ def test_the_pretrained_network_is_neither_trained_nor_saved():
 
 
 @pytest.mark.parametrize("make", [tiny_patch, projected])
-def test_it_learns_to_tell_photographs_from_grey(make):
+def test_it_learns_to_tell_photographs_from_gray(make):
     torch.manual_seed(0)
     discriminator = make()
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-3)
-    photographs, grey = torch.rand(2, 3, 64, 64), torch.full((2, 3, 64, 64), 0.5)
+    photographs, gray = torch.rand(2, 3, 64, 64), torch.full((2, 3, 64, 64), 0.5)
     for _ in range(20):
-        loss = discriminator_hinge_loss(discriminator(torch.cat([photographs, grey])))
+        loss = discriminator_hinge_loss(discriminator(torch.cat([photographs, gray])))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.2
-    assert -generator_loss(discriminator(photographs)) > 0.5 > -0.5 > -generator_loss(discriminator(grey))
+    assert -generator_loss(discriminator(photographs)) > 0.5 > -0.5 > -generator_loss(discriminator(gray))

@@ -5,7 +5,10 @@ from lrf_nerfstudio.training.losses import (
     channel_deviation,
     correspondence_loss,
     deviation_loss,
+    gradient_loss,
     kl_divergence,
+    masked_l1,
+    range_loss,
     regularization_loss,
 )
 
@@ -69,3 +72,25 @@ def test_kl_is_that_of_two_normal_distributions():
     prior = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
     expected = torch.distributions.kl_divergence(posterior, prior).sum(dim=(1, 2, 3)).mean()
     torch.testing.assert_close(kl_divergence(mean, logvar), expected)
+
+
+def test_gradient_loss_by_hand():
+    images = torch.zeros(1, 2, 2, 3)
+    decoded = images.clone()
+    decoded[0, 0, 0] = 1.0  # one pixel of four is wrong by 1
+    # Of the two horizontal and the two vertical differences, one each is wrong by 1.
+    assert gradient_loss(decoded, images).item() == pytest.approx(1 / 2)
+    assert gradient_loss(images + 0.3, images).item() == 0.0
+
+
+def test_range_loss_by_hand():
+    assert range_loss(torch.tensor([0.0, 1.9, -3.0, 4.0])).item() == pytest.approx((0 + 0 + 1 + 4) / 4)
+
+
+def test_masked_l1_by_hand():
+    images, counts = torch.zeros(2, 2, 2, 3), torch.zeros(2, 2, 2, dtype=torch.bool)
+    decoded = images.clone()
+    decoded[0, 0, 0], decoded[1, 1, 1], decoded[1, 0, 0] = 0.3, -0.6, 9.0
+    assert masked_l1(decoded, images, counts).item() == 0.0
+    counts[0, 0, 0] = counts[1, 1, 1] = counts[1, 1, 0] = True
+    assert masked_l1(decoded, images, counts).item() == pytest.approx((0.3 + 0.6 + 0.0) / 3)

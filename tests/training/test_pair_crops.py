@@ -12,7 +12,7 @@ from lrf_nerfstudio.vae import sample_latents
 
 @pytest.fixture
 def coordinates(tmp_path) -> SceneCorrespondences:
-    """Views whose colours say where in the scene they show."""
+    """Views whose colors say where in the scene they show."""
     return shifted_views(tmp_path, picture=coordinate_picture)
 
 
@@ -22,7 +22,7 @@ def no_recoloring(monkeypatch):
 
 
 def scene_positions(item: dict) -> torch.Tensor:
-    """[2, n, 2] in pixels of the scene, read from the crops' colours at the item's points."""
+    """[2, n, 2] in pixels of the scene, read from the crops' colors at the item's points."""
     images = item["images"].permute(0, 3, 1, 2)
     colors = sample_latents(images, item["points"][:, item["valid"]], factor=1)
     return colors[..., :2] * 255.0
@@ -48,7 +48,7 @@ def test_points_of_both_crops_show_the_same(coordinates, no_recoloring, syntheti
 
 
 def test_crops_of_a_pair_come_from_both_views(coordinates, no_recoloring):
-    # In the file, the same point of the scene lies SHIFT further left in the second view: only then do colours agree.
+    # In the file, the same point of the scene lies SHIFT further left in the second view: only then do colors agree.
     wrong = SceneCorrespondences(
         coordinates.scene,
         tuple(PairMatches(p.i, p.j, p.points_i, p.points_j + np.float32((SHIFT / 2, 0))) for p in coordinates.pairs),
@@ -115,3 +115,17 @@ def test_corners_of_a_region_are_corners_of_the_crop():
     corners = np.array([[10.0, 20.0], [106.0, 116.0]])
     np.testing.assert_allclose(region.to_crop(corners, 48), [[0, 0], [48, 48]])
     np.testing.assert_allclose(region.to_photograph(region.to_crop(corners, 48), 48), corners)
+
+
+def test_noise_is_drawn_where_it_is_asked_for_and_belongs_to_the_item(coordinates):
+    plain = PairCrops([coordinates], crop=48, margin=4)
+    noisy, other = (PairCrops([coordinates], crop=48, margin=4, seed=seed, noise_shape=(4, 12, 12)) for seed in (0, 1))
+    assert "noise" not in plain[3]
+    assert torch.equal(noisy[3]["images"], plain[3]["images"])
+    noise = noisy[3]["noise"]
+    assert noise.shape == (2, 4, 12, 12) and not torch.equal(noise[0], noise[1])
+    torch.rand(7)
+    assert torch.equal(noisy[3]["noise"], noise)
+    assert not torch.equal(noisy[4]["noise"], noise) and not torch.equal(other[3]["noise"], noise)
+    many = torch.stack([noisy[index]["noise"] for index in range(50)])
+    assert abs(many.mean()) < 0.02 and many.std() == pytest.approx(1.0, abs=0.02)

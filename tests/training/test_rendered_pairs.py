@@ -112,7 +112,7 @@ def test_a_full_disk_leaves_the_index_as_it_was(tmp_path, source):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"latents-0000200.safetensors cannot be written: File too large"):
+        with pytest.raises(UserError, match=r"latents-0000200.safetensors could not be written: File too large"):
             pairs.write_latents(200, [torch.rand(3, 23, 30)] * 6)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -210,6 +210,19 @@ def test_decoding_with_enough_margin_is_decoding_the_whole_picture(tmp_path, sou
             row, column = 4 * (top + int(place[0, 0])), 4 * (left + int(place[0, 1]))
             expected = vae.decode(whole[None], 92, 120)[0, row : row + 32, column : column + 32]
             torch.testing.assert_close(decoded, expected, atol=1e-5, rtol=0)
+
+
+def test_parts_are_cut_where_slices_are(tmp_path):
+    pictures = torch.rand(3, 40, 40, 3, requires_grad=True)
+    places = torch.tensor([[0, 0], [2, 1], [1, 2]])
+    expected = torch.stack(
+        [p[4 * r : 4 * r + 32, 4 * c : 4 * c + 32] for p, (r, c) in zip(pictures, places.tolist(), strict=True)]
+    )
+    parts = cut(pictures, places, 8, 4)
+    assert torch.equal(parts, expected)
+    weights = torch.rand_like(parts)
+    gradients = [torch.autograd.grad((part * weights).sum(), pictures)[0] for part in (parts, expected)]
+    assert torch.equal(*gradients)
 
 
 def _contains(whole: torch.Tensor, part: torch.Tensor) -> list[tuple[int, int]]:

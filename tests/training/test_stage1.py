@@ -1,27 +1,23 @@
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
+import finetune_stage1
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from shifted_views import coordinate_picture, shifted_views
-from tiny_runs import assert_same_state, state, tiny_config, tune, write_kl, write_tiny
+from tiny_runs import assert_survives_kill, batch_of, stage1_config, train, write_kl, write_tiny
 
 from lrf_nerfstudio.correspondence import SceneCorrespondences
 from lrf_nerfstudio.evaluation.latents import measure_scene
 from lrf_nerfstudio.training.data.pair_crops import PairCrops
-from lrf_nerfstudio.training.stage1 import EncodeDecode, Stage1
+from lrf_nerfstudio.training.networks import exchange
+from lrf_nerfstudio.training.stage1 import Stage1
+from lrf_nerfstudio.utils.cli import run
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAEConfig
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +30,11 @@ def vae(request, tmp_path_factory) -> str:
     return {"tiny": write_tiny, "kl": write_kl}[request.param](tmp_path_factory.mktemp("vae"))
 
 
-def batch_of(task: Stage1, size: int = 2) -> dict[str, torch.Tensor]:
-    return torch.utils.data.default_collate([task.dataset[index] for index in range(size)])
-
-
+@pytest.mark.usefixtures("device")
 def test_tuning_makes_corresponding_latents_agree_without_shrinking_them(tmp_path, scene, vae):
     weights = {"correspondence_weight": 2.0, "deviation_weight": 5.0}
-    config = tiny_config(tmp_path / "run", vae, steps=200, save_every=200, learning_rate=2e-3, **weights)
-    tune(config, [scene])
+    config = stage1_config(tmp_path / "run", vae, steps=200, save_every=200, learning_rate=2e-3, **weights)
+    train(config, [scene])
     vaes = {"before": VAEConfig(vae).setup(), "after": VAEConfig(str(config.output)).setup()}
     measures = measure_scene(scene, vaes, "before")
     assert measures["after"].inconsistency < 0.85 * measures["before"].inconsistency
@@ -50,7 +43,7 @@ def test_tuning_makes_corresponding_latents_agree_without_shrinking_them(tmp_pat
 
 
 def test_terms_of_the_loss(tmp_path, scene, vae):
-    task = Stage1(tiny_config(tmp_path / "run", vae, synthetic_share=0.0), [scene])
+    task = Stage1(stage1_config(tmp_path / "run", vae, synthetic_share=0.0), [scene])
     batch = batch_of(task)
     losses = task.losses(task.network, batch)
     expected = {"l1", "correspondence", "regularization", "deviation"}
@@ -58,7 +51,7 @@ def test_terms_of_the_loss(tmp_path, scene, vae):
     assert set(losses.terms) == (expected | {"kl"} if is_kl else expected)
     assert losses.terms["regularization"] < 1e-5 and losses.terms["deviation"] < 1e-5  # nothing is tuned yet
     weighted = sum(task.weights[name] * value.item() for name, value in losses.terms.items())
-    assert losses.total.item() == pytest.approx(weighted, rel=1e-5)
+    assert losses.total().item() == pytest.approx(weighted, rel=1e-5)
     torch.testing.assert_close(losses.images, batch["images"].flatten(0, 1))
     if not is_kl:  # nothing is drawn then: the decoded pictures are those of the interface
         images = batch["images"].flatten(0, 1)
@@ -69,7 +62,7 @@ def test_terms_of_the_loss(tmp_path, scene, vae):
 
 def test_corresponding_points_are_compared_where_the_photographs_show_them(tmp_path, scene, vae):
     """Among all displacements of the second view's points, the true one has the least difference."""
-    task = Stage1(tiny_config(tmp_path / "run", vae, synthetic_share=0.0, max_reduction=1.0), [scene])
+    task = Stage1(stage1_config(tmp_path / "run", vae, synthetic_share=0.0, max_reduction=1.0), [scene])
     factor = task.vae.spatial_factor
     losses = {}
     for displacement in (-2 * factor, -factor, 0, factor, 2 * factor):
@@ -83,29 +76,26 @@ def test_corresponding_points_are_compared_where_the_photographs_show_them(tmp_p
     assert losses[0] < 0.7 * min(value for displacement, value in losses.items() if displacement)
 
 
-def test_the_posterior_is_sampled_by_noise_that_depends_on_the_samples_alone(tmp_path, scene, vae):
-    task = Stage1(tiny_config(tmp_path / "run", vae), [scene])
+def test_the_posterior_is_sampled_where_there_is_one(tmp_path, scene, vae):
+    task = Stage1(stage1_config(tmp_path / "run", vae, synthetic_share=0.0), [scene])
     batch = batch_of(task)
-    noise = task._noise(batch)
-    torch.rand(7)
-    torch.testing.assert_close(task._noise(batch), noise, rtol=0, atol=0)
-    alone = {name: value[1:] for name, value in batch.items()}
-    torch.testing.assert_close(task._noise(alone), noise[2:], rtol=0, atol=0)
-    assert not torch.equal(noise[0], noise[2])
-
-    images = batch["images"].flatten(0, 1)
+    is_kl = "AutoencoderKL" in Path(vae, "config.json").read_text()
+    assert ("noise" in batch) == is_kl
     decoded_latents = []
     task.vae.autoencoder.decoder.register_forward_pre_hook(lambda module, inputs: decoded_latents.append(inputs[0]))
     with torch.no_grad():
-        latents, logvar, _ = task.network(images, noise, torch.full((4, 3), torch.nan))
-        expected = latents if logvar is None else latents + (0.5 * logvar).exp() * noise
-        if (post_quant := getattr(task.vae.autoencoder, "post_quant_conv", None)) is not None:
-            expected = post_quant(expected)
+        task.losses(task.network, batch)
+        latents, logvar, _ = task.network(batch["images"].flatten(0, 1))
+    expected = latents
+    if is_kl:
+        expected = latents + (0.5 * logvar).exp() * batch["noise"].flatten(0, 1)
+        expected, latents = (task.vae.autoencoder.post_quant_conv(z) for z in (expected, latents))
     torch.testing.assert_close(decoded_latents[0], expected)
+    torch.testing.assert_close(decoded_latents[1], latents)  # the mode, where no noise is given
 
 
-def test_perceptual_losses_reach_all_weights(tmp_path, scene):
-    task = Stage1(tiny_config(tmp_path / "run", write_tiny(tmp_path / "vae"), feature_weight=0.1), [scene])
+def test_perceptual_losses_reach_all_weights(tmp_path, scene, weights_in_cache):
+    task = Stage1(stage1_config(tmp_path / "run", write_tiny(tmp_path / "vae"), feature_weight=0.1), [scene])
     assert task.reconstruction_terms == ("l1", "features")
     losses = task.losses(task.network, batch_of(task))
     losses.terms["features"].backward()
@@ -115,12 +105,12 @@ def test_perceptual_losses_reach_all_weights(tmp_path, scene):
 
 def test_an_autoencoder_without_weights_is_refused(tmp_path, scene):
     with pytest.raises(UserError, match=r"rgb .*no weights"):
-        tune(tiny_config(tmp_path / "run", "rgb"), [scene])
+        train(stage1_config(tmp_path / "run", "rgb"), [scene])
 
 
 def test_what_is_left_out_is_said_once(tmp_path, scene, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    tune(tiny_config(tmp_path / "run", write_tiny(tmp_path / "vae"), steps=2, lpips_weight=1.0), [scene])
+    train(stage1_config(tmp_path / "run", write_tiny(tmp_path / "vae"), steps=2, lpips_weight=1.0), [scene])
     assert capsys.readouterr().out.count("LPIPS is left out") == 1
 
 
@@ -129,15 +119,14 @@ def test_the_crops_of_a_synthetic_pair_are_decoded_from_each_others_latents(tmp_
     monkeypatch.setattr("lrf_nerfstudio.training.data.pair_crops.random_recoloring", lambda rng: lambda pixels: pixels)
     coordinates = shifted_views(tmp_path, picture=coordinate_picture)
     factor, shares = 4, []
-    network = EncodeDecode(VAEConfig(write_tiny(tmp_path / "vae")).setup())
-    assert network.factor == factor
     dataset = PairCrops([coordinates], crop=48, margin=4, max_reduction=2.0, synthetic_share=0.5)
     for index in range(20):
         item = dataset[index]
         latents = F.avg_pool2d(item["images"].permute(0, 3, 1, 2), factor) * 255
-        exchanged = network._exchanged(latents, item["to_other"])
+        exchanged = exchange(latents, item["to_other"], factor)
         torch.testing.assert_close(exchanged[:, :2], latents[:, :2], atol=1.0, rtol=0)
-        marked = network._exchanged(torch.stack([torch.zeros(1, 12, 12), torch.ones(1, 12, 12)]), item["to_other"])
+        marks = torch.stack([torch.zeros(1, 12, 12), torch.ones(1, 12, 12)])
+        marked = exchange(marks, item["to_other"], factor)
         if item["to_other"].isfinite().all():
             shares.append(float(marked[0].mean()))
         else:
@@ -145,10 +134,12 @@ def test_the_crops_of_a_synthetic_pair_are_decoded_from_each_others_latents(tmp_
     assert len(shares) > 5 and 0.3 < np.mean(shares) < 0.9
 
 
-def test_the_decoder_alone_is_tuned(tmp_path, scene, vae):
-    config = tiny_config(tmp_path / "run", vae, tune="decoder", feature_weight=0.1, gan_weight=0.4, gan_start=2)
-    tuner = tune(config, [scene])
-    assert set(tuner.task.losses(tuner.task.network, batch_of(tuner.task)).terms) == {"l1", "features"}
+@pytest.mark.usefixtures("device")
+def test_the_decoder_alone_is_tuned(tmp_path, scene, vae, weights_in_cache):
+    config = stage1_config(tmp_path / "run", vae, tune="decoder", feature_weight=0.1, gan_weight=0.4, gan_start=2)
+    train(config, [scene])
+    task = Stage1(config, [scene])
+    assert set(task.losses(task.network, batch_of(task)).terms) == {"l1", "features"}
     before, after = VAEConfig(vae).setup(), VAEConfig(str(config.output)).setup()
     assert after.fingerprint == before.fingerprint  # latents that are cached, and fields, stay of use
     assert after.decoder_fingerprint != before.decoder_fingerprint
@@ -156,8 +147,8 @@ def test_the_decoder_alone_is_tuned(tmp_path, scene, vae):
 
 def test_a_crop_that_does_not_fit_the_autoencoder(tmp_path, scene):
     vae = write_tiny(tmp_path / "vae")
-    with pytest.raises(UserError, match="--crop 34 is no multiple of 4"):
-        Stage1(tiny_config(tmp_path / "run", vae, crop=34), [scene])
+    with pytest.raises(UserError, match="--crop 34 must be a multiple of 4"):
+        Stage1(stage1_config(tmp_path / "run", vae, crop=34), [scene])
 
 
 def test_an_autoencoder_without_encoder(tmp_path, scene):
@@ -168,36 +159,19 @@ def test_an_autoencoder_without_encoder(tmp_path, scene):
     decoder = {name: weight for name, weight in weights.items() if name.startswith("decoder")}
     save_file(decoder, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=f"{folder}"):
-        Stage1(tiny_config(tmp_path / "run", str(folder)), [scene])
+        Stage1(stage1_config(tmp_path / "run", str(folder)), [scene])
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, str(SCRIPTS / "finetune_stage1.py"), *map(str, arguments)]
-
-
-def options_for(scene: Path, vae: str, output: Path) -> list[object]:
+def options_for(scene: Path, vae: str) -> list[object]:
     return [
-        *("--scenes", scene, "--vae", vae, "--output", output, "--crop", 64, "--steps", 12, "--save-every", 1),
-        *("--batch-size", 1, "--workers", 1, "--device", "cpu", "--max-reduction", 1.2, "--learning-rate", 1e-3),
+        *("--scenes", scene, "--vae", vae, "--crop", 64, "--max-reduction", 1.2),
+        *("--batch-size", 1, "--workers", 1, "--learning-rate", 1e-3),
     ]
 
 
 def test_the_command_goes_on_after_kill_9_and_latent_splatfacto_takes_the_result(demo_scene, tmp_path):
     vae = write_tiny(tmp_path / "vae")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(*options_for(demo_scene, vae, whole)), check=True, capture_output=True)
-
-    process = subprocess.Popen(command(*options_for(demo_scene, vae, killed)), stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not ((killed / "checkpoint.pt").exists() and state(killed)["step"] >= 3):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert 3 <= state(killed)["step"] < 12
-    subprocess.run(command(*options_for(demo_scene, vae, killed), "--resume"), check=True, capture_output=True)
-    assert_same_state(state(killed), state(whole))
-
+    _, killed = assert_survives_kill("finetune_stage1.py", options_for(demo_scene, vae), tmp_path, steps=12)
     tuned, original = VAEConfig(str(killed)).setup(), VAEConfig(vae).setup()
     assert tuned.fingerprint != original.fingerprint
     assert tuned.scaling_factor == original.scaling_factor
@@ -215,17 +189,18 @@ def test_the_command_goes_on_after_kill_9_and_latent_splatfacto_takes_the_result
         ({"--correspondence.min-matches": 100000}, "min_matches"),
     ],
 )
-def test_what_the_user_can_mend_is_said_in_one_message(demo_scene, tmp_path, change, message):
+def test_what_the_user_can_mend_is_said_in_one_message(demo_scene, tmp_path, capsys, change, message):
     scene = shutil.copytree(demo_scene, tmp_path / "scene", ignore=shutil.ignore_patterns("colmap"))
-    options = options_for(scene, write_tiny(tmp_path / "vae"), tmp_path / "run")
+    options = [*options_for(scene, write_tiny(tmp_path / "vae")), "--output", tmp_path / "run", "--device", "cpu"]
     for name, value in change.items():
         if name in options:
             options[options.index(name) + 1] = value
         else:
             options += [name, value]
-    result = subprocess.run(command(*options), capture_output=True, text=True)
-    assert result.returncode == 1
-    assert message in result.stderr and "Traceback" not in result.stderr
+    with pytest.raises(SystemExit) as exit_:
+        run(finetune_stage1.main, list(map(str, options)))
+    assert exit_.value.code == 1
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -234,13 +209,13 @@ def test_real_photographs_and_a_real_autoencoder(real_data, tmp_path):
     from lrf_nerfstudio.correspondence import CorrespondenceConfig, find_correspondences, load_scene
 
     scene = find_correspondences(load_scene(real_data / "scenes" / "banana"), CorrespondenceConfig())
-    config = tiny_config(
+    config = stage1_config(
         tmp_path / "run", str(real_data / "weights" / "taesd"), crop=64, steps=12, save_every=12, learning_rate=2e-4
     )
-    tuner = tune(config, [scene])
+    tuner = train(config, [scene])
     before, after = tuner.task.original, VAEConfig(str(config.output)).setup()
     dataset = PairCrops([scene], crop=64, margin=8, seed=1)
-    task = Stage1(tiny_config(tmp_path / "other", config.vae, crop=64), [scene])
+    task = Stage1(stage1_config(tmp_path / "other", config.vae, crop=64), [scene])
     batches = [torch.utils.data.default_collate([dataset[index]]) for index in range(8)]
     losses = {}
     for name, vae in (("before", before), ("after", after)):

@@ -1,4 +1,4 @@
-"""Crops of rendered latents with the parts of the photographs that they should decode to."""
+"""Crops of rendered latents, with the parts of the photographs that they should be decoded to."""
 
 from collections.abc import Sequence
 
@@ -16,28 +16,28 @@ KINDS: tuple[Kind, Kind] = ("train", "novel")
 class LatentCrops(Dataset[dict[str, Tensor]]):
     """An endless series of crops; item n is a function of n and the seed alone.
 
-    Even items are of training views, odd ones of held-out views; within a kind, every pair (a view of a scene, a
-    snapshot of its field) comes up equally often. Crops lie on the grid of cells. Around what is compared, the decoder
-    is given `margin` more cells, so that it sees what it sees in the middle of a whole picture; where there are none,
-    at the photograph's edge, it sees the edge as it does in a whole picture. Nothing is mirrored or recoloured: what
-    the mirrored photograph's latent would be, the field does not say.
+    Even items show training views, odd ones held-out views; within a kind, every pair (a view of a scene, a snapshot of
+    its field) comes up equally often. Crops lie on the grid of latent cells. Around the cells that are compared, the
+    decoder is given a margin, so that it sees as much as inside a whole picture; at the edge of the photograph, where
+    there are no more cells, it sees the edge, as in a whole picture. Nothing is mirrored or recolored, because the
+    field does not tell what the latent of the changed photograph would be.
 
-    An item has `latent` [C, n + 2 m, n + 2 m]; `place` [2], row and column in cells of the compared n x n cells in it;
-    `image` [n f, n f, 3] in [0, 1], the photograph there; `counts` [n f, n f], false beyond the photograph and outside
-    its mask; and `novel`, whether the view was held out.
+    An item has `latent` [C, n + 2 m, n + 2 m]; `place` [2], row and column of the first of the n x n cells that are
+    compared; `image` [n f, n f, 3] in [0, 1], the photograph there; `counts` [n f, n f], false beyond the photograph
+    and outside its mask; and `novel`, whether the view was held out.
     """
 
     def __init__(self, scenes: Sequence[ScenePairs], cells: int, margin: int, seed: int = 0) -> None:
-        """Prepares the series; reads no pair.
+        """Prepare the series; no pair is read yet.
 
         Args:
-            scenes: what :func:`read_pairs` gives.
-            cells: n, side of what is compared.
-            margin: m.
-            seed: another seed is another series.
+            scenes: what :func:`~lrf_nerfstudio.training.data.scene_pairs.read_pairs` returns.
+            cells: n, side of the square that is compared, in latent cells.
+            margin: m, cells around it.
+            seed: another seed gives another series.
 
         Raises:
-            UserError: there is no view of a kind, or a picture is smaller than the crop with its margin.
+            UserError: if there is no view of a kind, or if a picture is smaller than the crop with its margin.
         """
         self.scenes, self.cells, self.margin, self.seed = scenes, cells, margin, seed
         side = cells + 2 * margin
@@ -82,7 +82,7 @@ class LatentCrops(Dataset[dict[str, Tensor]]):
         }
 
     def _pair(self, kind: Kind, number: int) -> tuple[ScenePairs, int, int]:
-        """Scene, view and steps of a pair, numbered over all scenes."""
+        """Return the scene, the view and the steps of the pair with a number, counted over all scenes."""
         first = self._first_pair[kind]
         position = int(np.searchsorted(first, number, side="right")) - 1
         scene, views = self.scenes[position], self._views[kind][position]
@@ -91,21 +91,22 @@ class LatentCrops(Dataset[dict[str, Tensor]]):
 
 
 def cut(pictures: Tensor, places: Tensor, cells: int, factor: int) -> Tensor:
-    """The compared parts of decoded crops.
+    """Cut out of decoded crops the parts that are compared.
+
+    The places are not read back: they are indices that stay on the device of the pictures.
 
     Args:
         pictures: [B, H, W, 3], decoded with margin.
         places: [B, 2], row and column in cells where the part begins.
         cells: side of the part.
-        factor: pixels a cell.
+        factor: pixels per cell.
 
     Returns:
         [B, cells * factor, cells * factor, 3].
     """
-    side = cells * factor
-    return torch.stack(
-        [
-            picture[row : row + side, column : column + side]
-            for picture, (row, column) in zip(pictures, (places * factor).tolist(), strict=True)
-        ]
-    )
+    side, width = cells * factor, pictures.shape[2]
+    steps = torch.arange(side, device=pictures.device)
+    rows, columns = (places.T[:, :, None] * factor + steps).unbind()  # [B, side] each
+    pixels = (rows[:, :, None] * width + columns[:, None]).flatten(1)  # [B, side * side]
+    parts = pictures.flatten(1, 2).gather(1, pixels[..., None].expand(-1, -1, 3))
+    return parts.unflatten(1, (side, side))

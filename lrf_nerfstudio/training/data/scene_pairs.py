@@ -1,12 +1,12 @@
 """Pairs of rendered latents and photographs on disk, for any number of scenes.
 
     PAIRS/<scene>/index.json                    which views there are, and the files they are in
-    PAIRS/<scene>/photographs-<k>.safetensors   photographs, [H, W, 3] uint8, and masks, [H, W] bool; some views a file
+    PAIRS/<scene>/photographs-<k>.safetensors   photographs [H, W, 3] uint8 and masks [H, W] bool, of some views each
     PAIRS/<scene>/latents-<steps>.safetensors   [C, h, w] float32: what the field rendered after so many steps
 
-A view is paired with every snapshot of its scene's field; photographs are kept once. Parts of a picture are read
-without the rest of its file, so pairs in any order and number stream from disk. An index is replaced as a whole, and
-only when the files that it names are complete: what it lists can be used while other scenes, or later snapshots, are
+A view is paired with every snapshot of its scene's field; photographs are kept once. A part of a picture can be read
+without the rest of its file, so any number of pairs can be read in any order. An index is replaced as a whole, and only
+when the files that it names are complete, so what it lists can be used while other scenes or later snapshots are being
 computed.
 """
 
@@ -24,11 +24,13 @@ from lrf_nerfstudio.utils.files import write_atomically, write_tensors
 from lrf_nerfstudio.vae import VAE, FieldNormalization, latent_size
 
 FORMAT = "lrf-nerfstudio pairs 1"
-"""Written into every index; a reader refuses what it does not know."""
+"""Written into every index; an index with another format is refused."""
 
 INDEX = "index.json"
 VIEWS_PER_FILE = 16
-"""Photographs in a file: so many are in memory at once when they are written."""
+"""Photographs in a file, which are in memory at once when it is written."""
+
+_HINT = "What is complete is kept: run again."
 
 Kind = Literal["train", "novel"]
 ALL = slice(None)
@@ -43,7 +45,7 @@ class PairView:
         kind: whether the field was fitted to it ("train") or not ("novel").
         height: H of the photograph in pixels, free of lens distortion.
         width: W.
-        mask: whether it has a mask.
+        mask: whether the photograph has a mask.
     """
 
     name: str
@@ -58,7 +60,7 @@ class ScenePairs:
     """The pairs of a scene.
 
     Attributes:
-        folder: where its files are.
+        folder: the folder of its files.
         scene: the folder of the data set.
         vae_source: the VAE in whose latent space the field was fitted, as its `--vae`.
         vae_fingerprint: identifies that latent space.
@@ -85,54 +87,71 @@ class ScenePairs:
 
     @property
     def normalization(self) -> FieldNormalization:
-        """Between latents and field latents."""
+        """The map between latents and field latents."""
         normalization = FieldNormalization(len(self.shift))
         normalization.shift.copy_(torch.tensor(self.shift))
         normalization.scale.copy_(torch.tensor(self.scale))
         return normalization
 
     def of_kind(self, kind: Kind) -> list[int]:
-        """Indices of the views of a kind."""
+        """Return the indices of the views of a kind."""
         return [index for index, view in enumerate(self.views) if view.kind == kind]
 
     def grid(self, view: int) -> tuple[int, int]:
-        """(h, w), cells of a view's latent."""
+        """Return the size (h, w) of a view's latent in cells."""
         return latent_size(self.views[view].height, self.views[view].width, self.spatial_factor)
 
     def missing_files(self) -> list[Path]:
-        """The files that the index names and that are not there."""
+        """Return the files that the index names but that do not exist."""
         photographs = {_photographs_file(view) for view in range(len(self.views))}
         return [
             file for name in (*sorted(photographs), *self.latents.values()) if not (file := self.folder / name).exists()
         ]
 
     def latent(self, view: int, steps: int, rows: slice = ALL, columns: slice = ALL) -> Tensor:
-        """What the field rendered for a view after so many steps: [C, h, w] float32, unscaled, or a part of it.
+        """Read the latent that the field rendered for a view, or a part of it.
+
+        Args:
+            view: index of the view.
+            steps: steps of the field at the snapshot.
+            rows: of the latent grid.
+            columns: of the latent grid.
+
+        Returns:
+            [C, h, w] float32, unscaled.
 
         Raises:
-            UserError: its file cannot be read.
+            UserError: if its file cannot be read.
         """
         return _read(self.folder / self.latents[steps], _key(view), (ALL, rows, columns))
 
     def photograph(self, view: int, rows: slice = ALL, columns: slice = ALL) -> tuple[Tensor, Tensor | None]:
-        """A view's photograph [H, W, 3] uint8 and, where it has one, its mask [H, W] (true: counts), or parts of them.
+        """Read the photograph of a view and its mask, or parts of them.
+
+        Args:
+            view: index of the view.
+            rows: of the photograph.
+            columns: of the photograph.
+
+        Returns:
+            [H, W, 3] uint8; [H, W], true where a pixel counts, or None where there is no mask.
 
         Raises:
-            UserError: their file cannot be read.
+            UserError: if their file cannot be read.
         """
         file = self.folder / _photographs_file(view)
         image = _read(file, _key(view), (rows, columns, ALL))
         return image, _read(file, _mask_key(view), (rows, columns)) if self.views[view].mask else None
 
     def write_photographs(self, first: int, photographs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
-        """Writes the file of the views from `first`, a multiple of `VIEWS_PER_FILE`, on.
+        """Write the photographs of up to `VIEWS_PER_FILE` views into a file.
 
         Args:
-            first: index of the first view.
+            first: index of the first of these views, a multiple of `VIEWS_PER_FILE`.
             photographs: [H, W, 3] in [0, 1] and, where there are masks, [H, W], true where a pixel counts.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written.
+            UserError: if the disk is full or the folder cannot be written to.
         """
         tensors = {}
         for view, (image, mask) in enumerate(photographs, start=first):
@@ -142,10 +161,14 @@ class ScenePairs:
         self._write(_photographs_file(first), tensors)
 
     def write_latents(self, steps: int, latents: Sequence[Tensor]) -> None:
-        """Writes what the field renders for all views after so many steps, and enters it into the index.
+        """Write a snapshot, and add it to the index.
+
+        Args:
+            steps: steps of the field.
+            latents: [C, h, w] each, what the field renders for all views, unscaled.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written.
+            UserError: if the disk is full or the folder cannot be written to.
         """
         name = f"latents-{steps:07d}.safetensors"
         self._write(name, {_key(view): latent.float() for view, latent in enumerate(latents)})
@@ -153,36 +176,29 @@ class ScenePairs:
         self.save()
 
     def save(self) -> None:
-        """Writes the index.
+        """Write the index.
 
         Raises:
-            UserError: the disk is full or the folder cannot be written.
+            UserError: if the disk is full or the folder cannot be written to.
         """
         content: dict[str, Any] = {"format": FORMAT, **asdict(self)}
         del content["folder"]
         content["latents"] = {str(steps): name for steps, name in self.latents.items()}
-        try:
-            write_atomically(self.folder / INDEX, (json.dumps(content, indent=1) + "\n").encode())
-        except OSError as error:
-            raise _unwritable(self.folder / INDEX, error) from error
+        write_atomically(self.folder / INDEX, (json.dumps(content, indent=1) + "\n").encode(), "--output", _HINT)
 
     def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
-        try:
-            # safetensors takes tensors that are contiguous and share no memory.
-            copies = {
-                key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-                for key, tensor in tensors.items()
-            }
-            write_tensors(self.folder / name, copies)
-        except OSError as error:
-            raise _unwritable(self.folder / name, error) from error
+        # safetensors takes tensors that are contiguous and share no memory.
+        copies = {
+            key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()
+        }
+        write_tensors(self.folder / name, copies, "--output", _HINT)
 
     @classmethod
     def load(cls, folder: Path) -> "ScenePairs":
-        """Reads the index of a scene.
+        """Read the index of a scene.
 
         Raises:
-            UserError: it is missing, damaged, or of another version.
+            UserError: if it is missing, damaged, or of another version.
         """
         try:
             content: dict[str, Any] = json.loads((folder / INDEX).read_text())
@@ -198,14 +214,14 @@ class ScenePairs:
 
 
 def read_pairs(folder: Path, vae: VAE) -> list[ScenePairs]:
-    """The scenes of a folder of pairs that have any pairs yet, by name.
+    """Read the indices of a folder of pairs, of the scenes that have any pairs yet, sorted by name.
 
     Args:
         folder: what `scripts/build_stage3_pairs.py` wrote.
         vae: the autoencoder that decodes the pairs' latents.
 
     Raises:
-        UserError: there are no pairs, a file is missing, or the pairs are of another latent space than the VAE's.
+        UserError: if there are no pairs, if a file is missing, or if the pairs are not of the VAE's latent space.
     """
     indices = sorted(folder.glob(f"*/{INDEX}"))
     scenes = [scene for index in indices if (scene := ScenePairs.load(index.parent)).latents]
@@ -226,14 +242,14 @@ def read_pairs(folder: Path, vae: VAE) -> list[ScenePairs]:
 
 
 def check_options(pairs: ScenePairs, expected: Mapping[str, Any]) -> None:
-    """Checks that a scene's pairs are those of a configuration.
+    """Check that the pairs of a scene were built with certain options.
 
     Args:
         pairs: of the scene.
-        expected: values by name, of `options` or of attributes.
+        expected: values by the names of `pairs.options`, or by "scene" and "VAE fingerprint".
 
     Raises:
-        UserError: they are not; the message says in what they differ.
+        UserError: if they were built with others; the message names the first difference.
     """
     actual = {**pairs.options, "scene": pairs.scene, "VAE fingerprint": pairs.vae_fingerprint}
     for name, value in expected.items():
@@ -264,10 +280,3 @@ def _read(file: Path, key: str, part: tuple[slice, ...]) -> Tensor:
             return content.get_slice(key)[part]
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} cannot be read: {error}. Delete it and build the pairs of its scene again.") from error
-
-
-def _unwritable(file: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{file} cannot be written: {error.strerror or error}. Make room, or choose another --output, and run again: "
-        "what is complete is kept."
-    )
