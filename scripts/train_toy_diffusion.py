@@ -1,8 +1,8 @@
 """Trains a small diffusion model of ten ray-traced objects in the latent space of a VAE.
 
-It stands in for Stable Diffusion where its weights are not, and knows "a red cube", "a green cube", "a blue ball",
-"a yellow ball", "an orange cylinder", "a purple cylinder", "a cyan ring", "a pink ring", "a white vase", "a black vase".
-About an hour on two cores.
+It stands in for Stable Diffusion where that cannot be had, and knows "a red cube", "a green cube", "a blue ball",
+"a yellow ball", "an orange cylinder", "a purple cylinder", "a cyan ring", "a pink ring", "a white vase" and
+"a black vase". About an hour on two cores.
 
 Example: `python scripts/train_toy_diffusion.py --vae lrf-f4c4 --output toy`, then `ns-train latent-dreamsplat
 --prompt "a red cube" --pipeline.diffusion.source toy --pipeline.vae.source lrf-f4c4`.

@@ -1,13 +1,16 @@
 """Score distillation: a diffusion model tells in which direction a rendered latent should change.
 
-Latents are rendered and guided directly (Latent-NeRF, arXiv 2211.07600): no encoder is in the loop, and no gradient goes
-through the diffusion model. With a = alpha-bar at the timestep t, a rendered scaled latent x and the model's noise e,
+Latents are rendered and guided directly (Latent-NeRF, arXiv 2211.07600): no encoder is in the loop, and no gradient
+goes through the diffusion model. With a = alpha-bar at the timestep t, a rendered scaled latent x, the model's noise e
+and the scale s of classifier-free guidance,
 
-- SDS (DreamFusion, arXiv 2209.14988, equation 3): x_t = sqrt(a) x + sqrt(1 - a) n with random noise n, and the gradient
+- SDS (DreamFusion, arXiv 2209.14988): x_t = sqrt(a) x + sqrt(1 - a) n with random noise n, and the gradient is
   w(t) (e(x_t, guided) - n), where e(x_t, guided) = e(x_t, negative) + s (e(x_t, prompt) - e(x_t, negative));
-- CSD (classifier score distillation, arXiv 2310.19415): the classifier's part of it alone, w(t) s (e(x_t, prompt) - e(x_t, negative));
-- ISM (interval score matching, LucidDreamer, arXiv 2311.11284): x_t and x_s, s < t, lie on the path of a DDIM inversion of x with
-  the empty prompt, and the gradient is w(t) (e(x_t, guided) - e(x_s, empty)). Nothing but t is random.
+- CSD (classifier score distillation, arXiv 2310.19415): the classifier's part of it alone,
+  w(t) s (e(x_t, prompt) - e(x_t, negative));
+- ISM (interval score matching, LucidDreamer, arXiv 2311.11284): x_t and an earlier x_u lie on the path of a DDIM
+  inversion of x with the empty prompt, and the gradient is w(t) (e(x_t, guided) - e(x_u, empty)). Nothing but t is
+  random.
 """
 
 from collections.abc import Sequence
@@ -51,9 +54,9 @@ class GuidanceConfig:
     """Largest norm of a cell's gradient over the channels; larger gradients are shortened, which keeps their direction
     (pixel-wise gradient clipping, arXiv 2310.12474). 0 clips nothing."""
     ism_interval: tuple[int, int] = (80, 50)
-    """`ism`: timesteps between t and s at the start and after the annealing."""
+    """`ism`: timesteps between u and t at the start and after the annealing."""
     ism_steps: int = 4
-    """`ism`: steps of the DDIM inversion up to s, one evaluation of the U-Net each."""
+    """`ism`: steps of the DDIM inversion up to u, one evaluation of the U-Net each."""
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -89,8 +92,9 @@ class Guidance(NamedTuple):
     """Scalar, half the squared distance to where the guidance wants the latents, summed over cells and averaged over
     views. Its gradient is the guidance; its value says nothing about progress."""
     metrics: dict[str, Tensor]
-    """Scalars on the device: `gradient_norm` (mean over the views, before clipping), `clipped` (share of the cells whose
-    gradient was shortened), `not_finite` (share of the gradient's numbers that were NaN or infinite and count as 0)."""
+    """Scalars on the device: `gradient_norm` (mean over the views, before clipping), `clipped` (share of the cells
+    whose gradient was shortened), `not_finite` (share of the gradient's numbers that were NaN or infinite and count as
+    0)."""
     timesteps: tuple[int, int]
     """Range of the timesteps of this step, both included."""
 
@@ -178,15 +182,15 @@ class ScoreGuidance:
         return self._weights(t) * difference
 
     def _interval_score(self, x: Tensor, t: Tensor, conditions: Conditions, progress: float) -> Tensor:
-        """Return e(x_t, guided) - e(x_s, empty) on the path of a DDIM inversion."""
-        s = (t - round(self._annealed(self._config.ism_interval, progress))).clamp_min(0)
+        """Return e(x_t, guided) - e(x_u, empty) on the path of a DDIM inversion."""
+        u = (t - round(self._annealed(self._config.ism_interval, progress))).clamp_min(0)
         steps = self._config.ism_steps
-        level, alpha, x_level = torch.zeros_like(s), torch.ones_like(x[:, :1, :1, :1]), x
+        level, alpha, x_level = torch.zeros_like(u), torch.ones_like(x[:, :1, :1, :1]), x
         for step in range(1, steps + 1):
             noise = self._denoiser.predict(x_level, level, conditions.empty)
-            level = s * step // steps
+            level = u * step // steps
             x_level, alpha = ddim_step(x_level, noise, alpha, self._alpha(level)), self._alpha(level)
-        noise = self._denoiser.predict(x_level, s, conditions.empty)
+        noise = self._denoiser.predict(x_level, u, conditions.empty)
         base, direction = self._scores(ddim_step(x_level, noise, alpha, self._alpha(t)), t, conditions)
         return base + self._scale * direction - noise
 

@@ -46,7 +46,14 @@ _MORE_CONDITIONS = (
 """Options of a U-Net that takes more than a latent, a timestep and a prompt: SDXL, upscalers, latent consistency."""
 _UNET_DEFAULTS = {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 1280}
 """What diffusers takes where a configuration does not say."""
-_SCHEDULE = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr")
+_SCHEDULE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
 """Options of any scheduler of diffusers that decide how much noise there is at each timestep."""
 
 COLOR_DISTANCE = 0.6
@@ -63,7 +70,7 @@ class LatentSpace(NamedTuple):
     spatial_factor: int
     """f, pixels per cell and axis."""
     colors: Tensor
-    """Scaled latents [9, C] of plain pictures: black, white, gray, red, green, blue, yellow, cyan, magenta."""
+    """Scaled latents [9, C] of black, white, gray, red, green, blue, yellow, cyan and magenta pictures."""
 
     @classmethod
     @torch.no_grad()
@@ -117,8 +124,8 @@ class DiffusionConfig:
         """Find the model and check what its configuration files say; no weights are loaded.
 
         Raises:
-            UserError: if there is no such folder, the hub cannot be reached, a part is missing, its weights are pickled,
-                or it is no model that takes a latent, a timestep and a prompt.
+            UserError: if there is no such folder, the hub cannot be reached, a part is missing, its weights are
+                pickled, or it is no model that takes a latent, a timestep and a prompt.
         """
         return DiffusionModel(self.source, _find(self.source), getattr(torch, self.dtype))
 
@@ -217,8 +224,8 @@ class DiffusionModel:
         check_all_loaded(report, f"{folder} ({OPTION})", ignored=("position_ids", "text_projection.weight"))
         if encoder.config.hidden_size != self.embedding_size:
             raise UserError(
-                f"The text encoder of {self.folder} ({OPTION}) gives embeddings of {encoder.config.hidden_size} numbers,"
-                f" but its U-Net takes {self.embedding_size}. The parts are of two models."
+                f"The text encoder of {self.folder} ({OPTION}) gives embeddings of {encoder.config.hidden_size} "
+                f"numbers, but its U-Net takes {self.embedding_size}. The parts are of two models."
             )
         return tokenizer, encoder.to(device).eval().requires_grad_(False)
 
@@ -254,16 +261,14 @@ def check_latent_space(model: DiffusionModel, vae: VAE) -> None:
     """
     needed = model.latent_space()
     advice = (
-        f"{model.source} ({OPTION}) cannot guide latents of the VAE {vae.source!r} (--pipeline.vae.source): {{}}. Choose "
-        "the VAE of that diffusion model; for Stable Diffusion 1.x and 2.x stabilityai/sd-vae-ft-mse, madebyollin/taesd "
-        "or a VAE tuned from one of these."
+        f"{model.source} ({OPTION}) cannot guide latents of the VAE {vae.source!r} (--pipeline.vae.source): {{}}. "
+        "Choose the VAE of that diffusion model; for Stable Diffusion 1.x and 2.x stabilityai/sd-vae-ft-mse, "
+        "madebyollin/taesd or a VAE tuned from one of these."
     )
     if vae.latent_channels != model.channels:
         raise UserError(advice.format(f"it takes {model.channels} channels, not {vae.latent_channels}"))
     if vae.spatial_factor != needed.spatial_factor:
-        raise UserError(
-            advice.format(f"its cells are {needed.spatial_factor} pixels wide, not {vae.spatial_factor}")
-        )
+        raise UserError(advice.format(f"its cells are {needed.spatial_factor} pixels wide, not {vae.spatial_factor}"))
     if needed.colors.shape[1] != model.channels:
         raise UserError(
             advice.format(
@@ -369,12 +374,13 @@ def _alphas_cumprod(config: dict[str, Any], folder: Path) -> Tensor:
 
     if "beta_schedule" not in config and config.get("trained_betas") is None:
         raise UserError(
-            f"The scheduler of {folder} ({OPTION}), {config.get('_class_name')}, has no schedule of betas. Give {KINDS}."
+            f"The scheduler of {folder} ({OPTION}), {config.get('_class_name')}, has no schedule of betas. "
+            f"Give {KINDS}."
         )
     try:
         return DDPMScheduler(**{name: config[name] for name in _SCHEDULE if name in config}).alphas_cumprod
     except (NotImplementedError, TypeError, ValueError) as error:
         raise UserError(
-            f"{folder / 'scheduler' / 'scheduler_config.json'} ({OPTION}) describes no schedule of noise that is known: "
-            f"{first_line(error)}."
+            f"{folder / 'scheduler' / 'scheduler_config.json'} ({OPTION}) describes no schedule of noise that is "
+            f"known: {first_line(error)}."
         ) from error

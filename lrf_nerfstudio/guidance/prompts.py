@@ -171,7 +171,8 @@ class TextEmbedder:
         Args:
             model: whose text encoder is used.
             device: where it computes, and where the embeddings are returned.
-            cache_folder: where embeddings are kept; None stands for `lrf_nerfstudio/prompts` in the user's cache folder.
+            cache_folder: where embeddings are kept; None stands for `lrf_nerfstudio/prompts` in the user's cache
+                folder.
         """
         self._model, self._device = model, device
         self._cache = TensorCache(cache_folder or cache_directory("prompts"), "--pipeline.prompt-cache-dir")
@@ -213,10 +214,10 @@ class TextEmbedder:
         tokenizer, encoder = self._encoder
         length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
         everything = tokenizer(text, verbose=False).input_ids
-        tokens = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+        padded = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         # The last token that is kept marks the end, as does the last of all.
         excess = tokenizer.decode(everything[length - 1 : -1]).strip() if len(everything) > length else ""
-        embedding = encoder(tokens.to(self._device)).last_hidden_state[0]
+        embedding = encoder(padded.input_ids.to(self._device)).last_hidden_state[0]
         return {
             "embedding": embedding.float().cpu().contiguous(),
             "excess": torch.tensor(list(excess.encode()), dtype=torch.uint8),

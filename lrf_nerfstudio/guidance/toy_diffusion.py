@@ -31,7 +31,6 @@ from lrf_nerfstudio.vae import VAE, VAEConfig
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
-    from diffusers.training_utils import EMAModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
 CHECKPOINT, OPTIONS = "checkpoint.safetensors", "options.json"
@@ -70,8 +69,12 @@ class ToyDiffusionConfig:
     """Share of the captions that do not say from where the object is seen."""
     views: int = 120
     """Pictures of each of the ten objects."""
-    orbits: OrbitConfig = field(default_factory=lambda: OrbitConfig(cells=32))
-    """Where the cameras are, and how many cells a picture has."""
+    orbits: OrbitConfig = field(
+        default_factory=lambda: OrbitConfig(
+            cells=32, fov=(45.0, 55.0), distance=(1.7, 2.0), position_jitter=0.05, target_jitter=0.03, roll_jitter=0.0
+        )
+    )
+    """Where the cameras are, and how many cells a picture has. Text-to-3D with this model needs the same."""
     seed: int = 0
     """Seed of the weights and of what each step draws."""
     save_every: int = 250
@@ -237,7 +240,13 @@ class ToyTrainer:
 
 @torch.no_grad()
 def draw_samples(
-    model: DiffusionModel, vae: VAE, prompts: Sequence[str], cells: int, steps: int = 25, scale: float = 5.0, seed: int = 0
+    model: DiffusionModel,
+    vae: VAE,
+    prompts: Sequence[str],
+    cells: int,
+    steps: int = 25,
+    scale: float = 5.0,
+    seed: int = 0,
 ) -> Tensor:
     """Return a picture of each prompt, drawn from noise by DDIM (arXiv 2010.02502), on the autoencoder's device.
 

@@ -46,8 +46,8 @@ OBJECTS = (
     ToyObject("a purple cylinder", (0.25, 0.03, 0.4), Shape.CYLINDER, (0.2, 0.36, 0.0), 0.2),
     ToyObject("a cyan ring", (0.03, 0.55, 0.6), Shape.RING, (0.3, 0.13, 0.0), 0.43),
     ToyObject("a pink ring", (0.85, 0.25, 0.45), Shape.RING, (0.3, 0.13, 0.0), 0.43),
-    ToyObject("a white vase", WHITE, Shape.VASE, (0.28, 0.38, 0.5), 0.28),
-    ToyObject("a black vase", DARK, Shape.VASE, (0.28, 0.38, 0.5), 0.28, eye=WHITE),
+    ToyObject("a white vase", WHITE, Shape.VASE, (0.28, 0.38, 0.5), 0.17),
+    ToyObject("a black vase", DARK, Shape.VASE, (0.28, 0.38, 0.5), 0.17, eye=WHITE),
 )
 _LIGHT = Light([sun((0.3, -0.4, 0.8), (0.7, 0.7, 0.7), softness=8.0)], horizon=(0.5, 0.5, 0.5), zenith=(0.7, 0.7, 0.7))
 
@@ -56,7 +56,7 @@ class View(NamedTuple):
     """A picture of an object."""
 
     image: Tensor
-    """[H, W, 3], RGB in [0, 1], the object over a plain background of a random color."""
+    """[H, W, 3], RGB in [0, 1], the object over a plain background of a random pale color."""
     name: str
     """Caption without the view."""
     caption: str
@@ -76,8 +76,9 @@ def render_views(config: OrbitConfig, views: int, cell: float) -> Iterator[View]
     steps = -(-views * len(OBJECTS) // config.views)
     orbits = (random_orbits(config, step, cell) for step in range(steps))
     cameras = ((orbit, index) for orbit in orbits for index in range(config.views))
-    for (orbit, index), thing in zip(cameras, itertools.cycle(OBJECTS)):  # noqa: B905 (the cameras end)
-        background = Material(Pattern.PLAIN, [tuple(rng.uniform(0.0, 1.0, 3).tolist())] * 4)
+    for (orbit, index), thing in zip(cameras, itertools.cycle(OBJECTS)):
+        red, green, blue = (0.7 * rng.uniform() + 0.3 * rng.uniform(size=3)).tolist()
+        background = Material(Pattern.PLAIN, [(red, green, blue)] * 4)
         scene = assemble(_parts(thing), background, _LIGHT, seed=0)
         pose = np.eye(4)
         pose[:3] = orbit.poses[index].numpy()

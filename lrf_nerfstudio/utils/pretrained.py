@@ -1,4 +1,4 @@
-"""Pretrained networks in the formats of diffusers and transformers: fetched from the hub, loaded whole or not at all."""
+"""Pretrained networks in the formats of diffusers and transformers: from the hub, loaded whole or not at all."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence

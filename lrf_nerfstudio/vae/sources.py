@@ -113,8 +113,6 @@ def _load_folder(folder: Path) -> "Autoencoder":
                 folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
     except Exception as error:  # damaged or unsafe weights surface as many types, from several libraries
-        raise UserError(
-            f"The VAE in {folder} (--pipeline.vae.source) cannot be loaded: {first_line(error)}"
-        ) from error
+        raise UserError(f"The VAE in {folder} (--pipeline.vae.source) cannot be loaded: {first_line(error)}") from error
     check_all_loaded(report, f"{folder} (--pipeline.vae.source)")
     return autoencoder

@@ -27,7 +27,7 @@ def test_the_unet_is_frozen_and_its_noise_is_returned():
 
 
 def test_v_becomes_noise():
-    """v = sqrt(a) noise - sqrt(1 - a) x, for which the noise of x_t is to be found."""
+    """V = sqrt(a) noise - sqrt(1 - a) x, for which the noise of x_t is to be found."""
     x, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
     a = ALPHAS[t].view(-1, 1, 1, 1)
 

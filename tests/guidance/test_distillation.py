@@ -1,5 +1,6 @@
 """What each method of score distillation must give, derived for denoisers that know the answer."""
 
+import itertools
 import math
 
 import pytest
@@ -24,7 +25,7 @@ def of(conditions: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def ratio(t: torch.Tensor) -> torch.Tensor:
-    """sqrt(a / (1 - a)) [B, 1, 1, 1]"""
+    """Return sqrt(a / (1 - a)) [B, 1, 1, 1]."""
     return (ALPHAS[t] / (1 - ALPHAS[t])).sqrt().view(-1, 1, 1, 1)
 
 
@@ -69,7 +70,7 @@ def test_classifier_free_guidance_goes_beyond_the_prompt_away_from_the_negative_
 
 
 def test_csd_is_the_difference_of_two_classifiers():
-    """w s sqrt(a / (1 - a)) (z_B - z_A): no noise, and no matter where the latents are."""
+    """W s sqrt(a / (1 - a)) (z_B - z_A): no noise, and no matter where the latents are."""
     z = latents(2, 3, 4, 5, 6)
     conditions = Conditions(of(A, 3), of(B, 3), of(NOTHING, 3))
     guide = guidance(Oracle(z), kind="csd", weighting="noise-to-signal", guidance_scale=3.0)
@@ -107,7 +108,7 @@ def test_ism_on_the_inverted_path():
         levels = [s // 3, 2 * s // 3, s, t]
         angles = [math.acos(math.sqrt(ALPHAS[level])) for level in levels]
         first = math.sqrt(ALPHAS[levels[0]]) + math.sqrt((1 - ALPHAS[levels[0]]) * (1 - ALPHAS[0]))
-        at_s = x[index] * first * math.prod(math.cos(b - a) for a, b in zip(angles[:-2], angles[1:-1], strict=True))
+        at_s = x[index] * first * math.prod(math.cos(b - a) for a, b in itertools.pairwise(angles[:-1]))
         at_t = at_s * math.cos(angles[-1] - angles[-2])
         a = ALPHAS[t]
         prior, prompt = (1 - a).sqrt() * at_t, (at_t - a.sqrt() * z[0, index]) / (1 - a).sqrt()
@@ -276,7 +277,9 @@ def test_perp_neg_departs_from_other_views_only_across_the_prompt():
     plain = ViewPrompts(PromptConfig(prompt="a face"), embed)
     perp_neg = ViewPrompts(PromptConfig(prompt="a face", perp_neg=True), embed)
     oracle = Oracle(z)
-    guides = [guidance(oracle, prompts, kind="csd", weighting="uniform", guidance_scale=1.0) for prompts in (plain, perp_neg)]
+    guides = [
+        guidance(oracle, prompts, kind="csd", weighting="uniform", guidance_scale=1.0) for prompts in (plain, perp_neg)
+    ]
     for azimuth, seen, other in ((0.0, "front", "side"), (180.0, "back", "front")):
         directions = []
         for guide, prompts in zip(guides, (plain, perp_neg), strict=True):

@@ -54,9 +54,7 @@ def test_every_text_is_embedded_once():
     embed = Recorded()
     prompts = ViewPrompts(PromptConfig(prompt=" a corgi ", negative_prompt="blurry"), embed)
     conditions = prompts.conditions([0.0, 100.0, 180.0, 0.0], [0.0, 0.0, 0.0, 70.0])
-    assert embed.texts == [
-        [*(f"a corgi, {view} view" for view in ("front", "side", "back", "overhead")), "blurry", ""]
-    ]
+    assert embed.texts == [[*(f"a corgi, {view} view" for view in ("front", "side", "back", "overhead")), "blurry", ""]]
     everything = torch.arange(36.0).view(6, 3, 2)
     assert torch.equal(conditions.prompt, everything[:4])
     assert torch.equal(conditions.negative, everything[4].expand(4, 3, 2))
@@ -165,7 +163,7 @@ def test_a_prompt_that_is_too_long_says_what_is_cut(model, tmp_path):
 
 def test_a_cache_that_cannot_be_written_names_its_option(model, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--pipeline.prompt-cache-dir"):
+    with pytest.raises(UserError, match=r"--pipeline.prompt-cache-dir"):
         TextEmbedder(model, cache_folder=tmp_path / "file")(["a red cube"])
 
 

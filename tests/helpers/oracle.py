@@ -16,8 +16,8 @@ class Oracle:
     """Knows the scaled latents of the views that it is asked about, for each of P prompts.
 
     Conditions [B, 1, P] are weights of the prompts. A prompt's latents z are certain, so that the noise is
-    (x_t - sqrt(a) z) / sqrt(1 - a). What is left of the weights to 1 goes to the prior, a normal distribution of latents
-    about 0, whose noise is sqrt(1 - a) x_t / (a spread^2 + 1 - a).
+    (x_t - sqrt(a) z) / sqrt(1 - a). What is left of the weights to 1 goes to the prior, a normal distribution of
+    latents about 0, whose noise is sqrt(1 - a) x_t / (a spread^2 + 1 - a).
 
     Attributes:
         latents: [P, B, C, h, w], set before each step; a batch may be asked about several times at once.
