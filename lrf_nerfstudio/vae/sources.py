@@ -2,16 +2,14 @@
 
 import importlib.resources
 import json
-import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.pretrained import check_all_loaded, first_line, hub_folder, quiet_loading
 from lrf_nerfstudio.vae.ldm import load_ldm
 
 if TYPE_CHECKING:
@@ -72,30 +70,24 @@ def load_autoencoder(source: str) -> "Autoencoder":
 
 def _hub_folder(repository: str) -> Path:
     """Local folder of a Hugging Face repository's autoencoder, from the local cache if it is there, else downloaded."""
-    from huggingface_hub import snapshot_download
+
+    def has_weights(folder: Path) -> bool:
+        return any(folder.glob("**/*.safetensors"))
 
     patterns = [*_HUB_FILES, *(f"vae/{name}" for name in _HUB_FILES)]
-    for local_only in (True, False):
-        try:
-            folder = snapshot_download(
-                repository,
-                allow_patterns=patterns,
-                ignore_patterns=["*.fp16.*", "*.non_ema.*"],
-                local_files_only=local_only,
-            )
-        except Exception as error:  # the hub client raises its own, its HTTP library's and the system's
-            if local_only:
-                continue
-            raise UserError(
-                f"The VAE {repository!r} (--pipeline.vae.source) is neither on this machine nor could it be fetched "
-                f"from Hugging Face: {_first_line(error)}. Give {_kinds()}."
-            ) from error
-        if any(Path(folder).glob("**/*.safetensors")):
-            return Path(folder)
-    raise UserError(
-        f"The Hugging Face repository {repository!r} (--pipeline.vae.source) holds no autoencoder with safetensors "
-        f"weights; give {_kinds()}."
-    )
+    try:
+        folder = hub_folder(repository, patterns, ["*.fp16.*", "*.non_ema.*"], has_weights)
+    except OSError as error:
+        raise UserError(
+            f"The VAE {repository!r} (--pipeline.vae.source) is neither on this machine nor could it be fetched "
+            f"from Hugging Face: {error}. Give {_kinds()}."
+        ) from error
+    if not has_weights(folder):
+        raise UserError(
+            f"The Hugging Face repository {repository!r} (--pipeline.vae.source) holds no autoencoder with safetensors "
+            f"weights; give {_kinds()}."
+        )
+    return folder
 
 
 def _load_folder(folder: Path) -> "Autoencoder":
@@ -116,36 +108,11 @@ def _load_folder(folder: Path) -> "Autoencoder":
             f"{folder} (--pipeline.vae.source) holds a {class_name}; supported are {' and '.join(CLASSES)}."
         )
     try:
-        with _quiet_diffusers():
+        with quiet_loading():
             autoencoder, report = getattr(diffusers, class_name).from_pretrained(
                 folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
     except Exception as error:  # damaged or unsafe weights surface as many types, from several libraries
-        raise UserError(
-            f"The VAE in {folder} (--pipeline.vae.source) cannot be loaded: {_first_line(error)}"
-        ) from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if report.get(problem):
-            names = sorted(str(name) for name in report[problem])
-            raise UserError(
-                f"The weights in {folder} (--pipeline.vae.source) do not fit its config.json: "
-                f"{problem.replace('_', ' ')} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
-            )
+        raise UserError(f"The VAE in {folder} (--pipeline.vae.source) cannot be loaded: {first_line(error)}") from error
+    check_all_loaded(report, f"{folder} (--pipeline.vae.source)")
     return autoencoder
-
-
-@contextmanager
-def _quiet_diffusers() -> Iterator[None]:
-    """Keeps diffusers from warning about what is turned into an error here."""
-    logger = logging.getLogger("diffusers")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
