@@ -61,7 +61,7 @@ COLOR_DISTANCE = 0.6
 at 0.1, another training of the same architecture is beyond 1."""
 _COLORS = ((0, 0, 0), (1, 1, 1), (0.5, 0.5, 0.5), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (1, 0, 1))
 _PROBE_CELLS = 16
-"""Side of the plain pictures that are encoded, in cells; the latent is read from the middle, where edges matter less."""
+"""Side of the plain pictures that are encoded, in cells; the latent is read from the middle, away from the edges."""
 
 
 class LatentSpace(NamedTuple):

@@ -153,9 +153,8 @@ def _views(
     Ks[:, 0, 0] = Ks[:, 1, 1] = torch.from_numpy(focals)
     Ks[:, :2, 2], Ks[:, 2, 2] = 0.5 * cells, 1.0
     side = round(cells * cell)
-    camera = GridCamera(
-        world_to_camera(poses).to(device, non_blocking=True), Ks.to(device, non_blocking=True), side, side, cell
-    )
+    viewmats, Ks = (tensor.to(device, non_blocking=True) for tensor in (world_to_camera(poses), Ks))
+    camera = GridCamera(viewmats, Ks, side, side, cell, rows=cells, columns=cells)
     distances = np.linalg.norm(positions, axis=-1)
     return OrbitViews(
         poses,

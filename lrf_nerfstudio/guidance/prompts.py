@@ -200,8 +200,8 @@ class TextEmbedder:
         if cut := [f"{words!r} of {text!r}" for text, words in excess.items() if words]:
             length = entries[texts[0]]["embedding"].shape[0]
             warnings.warn(
-                f"{self._model.source} takes {length} tokens, so it does not read {'; '.join(cut)}. Shorten --prompt or "
-                "the negative prompt.",
+                f"{self._model.source} takes {length} tokens, so it does not read {'; '.join(cut)}. Shorten --prompt "
+                "or the negative prompt.",
                 stacklevel=2,
             )
         return torch.stack([entries[text]["embedding"] for text in texts]).to(self._device)
