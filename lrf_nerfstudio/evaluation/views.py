@@ -49,4 +49,5 @@ def compare_view(
     others = {"ceiling": reconstruction} | ({} if vae_rgb is None else {"vae": vae_rgb})
     for kind, picture in others.items():
         values |= {f"{kind}_{name}": value for name, value in metrics(picture, photograph, mask).items()}
+    vae.check_overflow()
     return values, torch.cat([photograph, *others.values(), rgb], dim=1)

@@ -1,14 +1,20 @@
 """One interface for every autoencoder: images in [0, 1] in, latents out, and back.
 
 Example:
+    >>> import torch
     >>> from lrf_nerfstudio.vae import VAEConfig
-    >>> vae = VAEConfig().setup("cpu")  # doctest: +SKIP
-    >>> latents = vae.encode(images)  # [B, H, W, 3] -> [B, C, h, w]  # doctest: +SKIP
-    >>> images = vae.decode(latents, height=473, width=265)  # [B, 473, 265, 3]  # doctest: +SKIP
+    >>> vae = VAEConfig("lrf-f4c4").setup("cpu")
+    >>> vae.latent_channels, vae.spatial_factor
+    (4, 4)
+    >>> images = torch.rand(1, 33, 50, 3)  # [B, H, W, 3]
+    >>> latents = vae.encode(images)  # [B, C, h, w]
+    >>> latents.shape
+    torch.Size([1, 4, 9, 13])
+    >>> vae.decode(latents, height=33, width=50).shape  # [B, H, W, 3]
+    torch.Size([1, 33, 50, 3])
 """
 
 import hashlib
-import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,12 +49,12 @@ class VAEConfig:
     tiling: bool = False
     """Encode and decode pictures larger than a tile in overlapping tiles, which bounds the memory they take."""
     tile_size: int = 512
-    """Side of a tile in pixels. Neighbouring tiles overlap by a quarter of it."""
+    """Side of a tile in pixels. Neighboring tiles overlap by a quarter of it."""
     slicing: bool = False
     """Encode and decode the pictures of a batch one after the other, which takes less memory."""
 
     def setup(self, device: str | torch.device = "cpu") -> "VAE":
-        """Loads the autoencoder onto a device, frozen.
+        """Load the autoencoder onto a device, frozen.
 
         Raises:
             UserError: the source is not found, not reachable, damaged, unsafe, or no supported autoencoder.
@@ -72,6 +78,8 @@ class VAE(nn.Module):
         decoder_fingerprint: the same for what maps a latent to an image.
     """
 
+    overflowed: Tensor
+
     def __init__(
         self,
         autoencoder: "Autoencoder",
@@ -81,7 +89,7 @@ class VAE(nn.Module):
         tile_size: int = 512,
         slicing: bool = False,
     ) -> None:
-        """Wraps `autoencoder`.
+        """Wrap `autoencoder`.
 
         Args:
             autoencoder: the diffusers model, which is converted to `dtype` in place.
@@ -105,12 +113,13 @@ class VAE(nn.Module):
         self.tiling, self.tile_size, self.slicing = tiling, tile_size, slicing
         self.fingerprint, self.decoder_fingerprint = fingerprints(autoencoder)
         self.autoencoder = autoencoder
+        self.register_buffer("overflowed", torch.tensor(False), persistent=False)
         # channels_last is the fastest layout of narrow convolutions on CPUs and of half precision on GPUs.
         self.to(dtype).to(memory_format=torch.channels_last)
 
     @classmethod
     def load(cls, config: VAEConfig, device: str | torch.device = "cpu") -> "VAE":
-        """Loads the autoencoder that `config` describes, in evaluation mode and with frozen weights.
+        """Load the autoencoder that `config` describes, in evaluation mode and with frozen weights.
 
         Raises:
             UserError: see :meth:`VAEConfig.setup`.
@@ -149,31 +158,29 @@ class VAE(nn.Module):
         write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode(), "--output")
 
     def require_grad_of_decoder(self) -> None:
-        """Makes the decoder trainable, and what is applied to latents before it; freezes the encoder."""
+        """Make the decoder trainable, and what is applied to latents before it; freeze the encoder."""
         for name, part in self.autoencoder.named_children():
             part.requires_grad_(name in ("decoder", "post_quant_conv"))
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(itertools.chain(self.parameters(), self.buffers())).device
+        """The device of the weights."""
+        return self.overflowed.device
 
     @property
     def encode_settings(self) -> dict[str, Any]:
-        """What changes latents beside the fingerprint, for the keys of caches: precision and tiling."""
+        """What latents depend on besides the fingerprint, for the keys of caches: precision and tiling."""
         return {"dtype": str(self.dtype).removeprefix("torch."), "tile_size": self.tile_size if self.tiling else None}
 
     def encode(self, images: Tensor) -> Tensor:
-        """Encodes images; differentiable with respect to images and weights.
+        """Encode images; differentiable with respect to images and weights.
 
         Args:
             images: [B, H, W, 3], RGB in [0, 1], any size; moved to the autoencoder's device.
 
         Returns:
-            [B, C, h, w] float32, the posterior mode, unscaled; (h, w) = (ceil(H / f), ceil(W / f)).
-
-        Raises:
-            UserError: float16 was asked for and overflows.
+            [B, C, h, w] float32, the posterior mode, unscaled; (h, w) = (ceil(H / f), ceil(W / f)). What float16 does
+            not suffice for is found by :meth:`check_overflow`.
         """
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images must be [B, H, W, 3], got {tuple(images.shape)}")
@@ -182,7 +189,7 @@ class VAE(nn.Module):
         return self._run(self._encode, x, in_samples=self.spatial_factor, out_samples=1)
 
     def decode(self, latents: Tensor, height: int, width: int, clamp: bool = True) -> Tensor:
-        """Decodes latents to images of the size asked for; differentiable with respect to latents and weights.
+        """Decode latents to images of the size asked for; differentiable with respect to latents and weights.
 
         Args:
             latents: [B, C, h, w], unscaled; moved to the autoencoder's device.
@@ -191,10 +198,7 @@ class VAE(nn.Module):
             clamp: limit the result to [0, 1]; without, gradients survive outside this range.
 
         Returns:
-            [B, H, W, 3] float32 RGB.
-
-        Raises:
-            UserError: float16 was asked for and overflows.
+            [B, H, W, 3] float32 RGB. What float16 does not suffice for is found by :meth:`check_overflow`.
         """
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise ValueError(f"latents must be [B, {self.latent_channels}, h, w], got {tuple(latents.shape)}")
@@ -208,12 +212,26 @@ class VAE(nn.Module):
         images = unpad(images, height, width).permute(0, 2, 3, 1) * 0.5 + 0.5
         return images.clamp(0.0, 1.0) if clamp else images
 
+    def check_overflow(self) -> None:
+        """Check that float16 has sufficed for everything that was encoded and decoded so far.
+
+        It waits for the device, so it is for those who read results; other precisions are not looked at.
+
+        Raises:
+            UserError: a result had infinite numbers or NaN.
+        """
+        if self.dtype == torch.float16 and bool(self.overflowed):
+            self.overflowed = torch.zeros_like(self.overflowed)
+            raise UserError(
+                f"The VAE {self.source!r} overflows in float16; set --pipeline.vae.dtype to bfloat16 or float32."
+            )
+
     def scale(self, latents: Tensor) -> Tensor:
-        """Latents to scaled latents, what diffusion models see: `(latent - shift_factor) * scaling_factor`."""
+        """Map latents to scaled latents, what diffusion models see: `(latent - shift_factor) * scaling_factor`."""
         return (latents - self.shift_factor) * self.scaling_factor
 
     def unscale(self, scaled: Tensor) -> Tensor:
-        """Scaled latents to latents, the inverse of :meth:`scale`."""
+        """Map scaled latents to latents, the inverse of :meth:`scale`."""
         return scaled / self.scaling_factor + self.shift_factor
 
     def _encode(self, x: Tensor) -> Tensor:
@@ -225,7 +243,7 @@ class VAE(nn.Module):
         return self.autoencoder.decode(z.to(self.dtype)).sample.float()
 
     def _run(self, function: Callable[[Tensor], Tensor], x: Tensor, in_samples: int, out_samples: int) -> Tensor:
-        """Applies `function` with slicing and tiling as configured, and checks that float16 sufficed."""
+        """Apply `function` with slicing and tiling as configured, and note where float16 does not suffice."""
 
         def per_batch(batch: Tensor) -> Tensor:
             if not self.tiling:
@@ -234,15 +252,14 @@ class VAE(nn.Module):
             return apply_tiled(function, batch, tile, tile // 4, in_samples, out_samples)
 
         result = torch.cat([per_batch(part) for part in x.split(1)]) if self.slicing else per_batch(x)
-        if self.dtype == torch.float16 and not torch.isfinite(result).all():
-            raise UserError(
-                f"The VAE {self.source!r} overflows in float16; set --pipeline.vae.dtype to bfloat16 or float32."
-            )
+        if self.dtype == torch.float16:
+            with torch.no_grad():
+                self.overflowed = self.overflowed | ~torch.isfinite(result).all()
         return result
 
 
 def _spatial_factor(config: Any, source: str) -> int:
-    """Pixels per latent cell and axis, from a diffusers configuration."""
+    """Return the pixels per latent cell and axis, from a diffusers configuration."""
     if hasattr(config, "encoder_block_out_channels"):  # AutoencoderTiny
         factor = 2 ** (len(config.encoder_block_out_channels) - 1)
         enlargement = config.upsampling_scaling_factor ** (len(config.decoder_block_out_channels) - 1)
@@ -258,7 +275,7 @@ def _spatial_factor(config: Any, source: str) -> int:
 
 
 def fingerprints(autoencoder: "Autoencoder") -> tuple[str, str]:
-    """Identifies the two halves of an autoencoder by content.
+    """Identify the two halves of an autoencoder by content.
 
     Returns:
         (encoder, decoder), 32 hexadecimal digits each: SHA-256 of the class, of the options that change the computation

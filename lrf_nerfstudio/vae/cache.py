@@ -64,7 +64,9 @@ class LatentCache(TensorCache):
 
         def encode() -> dict[str, Tensor]:
             with torch.no_grad():
-                return {"latent": self.vae.encode(load_image()[None])[0].cpu().contiguous()}
+                latent = self.vae.encode(load_image()[None])[0].cpu().contiguous()
+            self.vae.check_overflow()
+            return {"latent": latent}
 
         def check(tensors: dict[str, Tensor]) -> None:
             latent = tensors["latent"]

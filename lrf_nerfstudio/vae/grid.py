@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 def latent_size(height: int, width: int, factor: int) -> tuple[int, int]:
-    """Size (h, w) of the latent grid of a picture of `height` x `width` pixels: each side divided by f, rounded up."""
+    """Return the size (h, w) of the latent grid of `height` x `width` pixels: each side divided by f, rounded up."""
     return -(-height // factor), -(-width // factor)
 
 
 def pad_to_multiple(images: Tensor, factor: int) -> Tensor:
-    """Pads [B, ch, H, W] right and below to multiples of `factor` by edge replication; differentiable.
+    """Pad [B, ch, H, W] right and below to multiples of `factor` by edge replication; differentiable.
 
     Returns:
         [B, ch, h * factor, w * factor] with (h, w) = :func:`latent_size`; the input itself when nothing is missing.
@@ -31,12 +31,12 @@ def pad_to_multiple(images: Tensor, factor: int) -> Tensor:
 
 
 def unpad(images: Tensor, height: int, width: int) -> Tensor:
-    """Cuts [..., H', W'] to its upper left [..., height, width]: the inverse of :func:`pad_to_multiple`."""
+    """Cut [..., H', W'] to its upper left [..., height, width]: the inverse of :func:`pad_to_multiple`."""
     return images[..., :height, :width]
 
 
 def downsample_mask(mask: Tensor, factor: int) -> Tensor:
-    """Brings a pixel mask to the latent grid, conservatively.
+    """Bring a pixel mask to the latent grid, conservatively.
 
     Args:
         mask: [H, W], true (or non-zero) where a pixel counts.
@@ -57,14 +57,14 @@ def downsample_mask(mask: Tensor, factor: int) -> Tensor:
 def sample_latents(
     latents: Tensor, points: Tensor, factor: int, interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 ) -> Tensor:
-    """Reads latents at image points, interpolated between the centres of the nearest cells; differentiable in both.
+    """Read latents at image points, interpolated between the centers of the nearest cells; differentiable in both.
 
-    Cell (row k, column l) covers the pixels [k f, (k + 1) f) x [l f, (l + 1) f); its centre is the image point
-    ((l + 0.5) f, (k + 0.5) f). Beyond the outermost centres the outermost cells continue.
+    Cell (row k, column l) covers the pixels [k f, (k + 1) f) x [l f, (l + 1) f); its center is the image point
+    ((l + 0.5) f, (k + 0.5) f). Beyond the outermost centers the outermost cells continue.
 
     Args:
         latents: [B, C, h, w], the latents of B whole (padded) pictures.
-        points: [B, P, 2], (x, y) in pixels, x right, y down, the centre of the first pixel at (0.5, 0.5).
+        points: [B, P, 2], (x, y) in pixels, x right, y down, the center of the first pixel at (0.5, 0.5).
         factor: pixels per latent cell and axis.
         interpolation: between the nearest 4 cells, or 16, which blurs less.
 
@@ -77,8 +77,9 @@ def sample_latents(
         )
     dtype = torch.promote_types(latents.dtype, points.dtype)
     height, width = latents.shape[-2:]
+    # The padded picture spans [-1, 1]. Its size stays in Python: a tensor would be copied to the device each time.
     x, y = points.to(dtype).unbind(-1)
-    grid = torch.stack([x * (2 / (width * factor)), y * (2 / (height * factor))], dim=-1) - 1  # spans [-1, 1]
+    grid = torch.stack([x * (2 / (width * factor)), y * (2 / (height * factor))], dim=-1) - 1  # [B, P, 2]
     sampled = F.grid_sample(
         latents.to(dtype), grid[:, None], mode=interpolation, padding_mode="border", align_corners=False
     )
@@ -86,7 +87,7 @@ def sample_latents(
 
 
 def _tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """First cells of tiles of equal size that cover [0, length) and overlap by at least `overlap` cells."""
+    """Return the first cells of tiles of equal size that cover [0, length) and overlap by `overlap` cells or more."""
     if length <= tile:
         return [0]
     count = -(-(length - overlap) // (tile - overlap))
@@ -94,9 +95,9 @@ def _tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
-    """[length] blending weight: from next to nothing at either end, where a tile lacks its surroundings, to 1.
+    """Return a blending weight [length]: from next to nothing at either end, where a tile lacks its surroundings, to 1.
 
-    It rises over the middle half of the overlap. It is never 0, as at the picture's edge there is no other tile.
+    It rises over the middle half of the overlap. It is never 0, since at the picture's edge there is no other tile.
     """
     distance_to_end = torch.arange(length, device=like.device, dtype=like.dtype) + 0.5
     distance_to_end = torch.minimum(distance_to_end, distance_to_end.flip(0))
@@ -111,17 +112,17 @@ def apply_tiled(
     in_samples: int,
     out_samples: int,
 ) -> Tensor:
-    """Applies a fully convolutional `function` to overlapping tiles and blends the results linearly.
+    """Apply a fully convolutional `function` to overlapping tiles and blend the results linearly.
 
-    Bounds the memory of encoding and decoding by the size of a tile. Where one tile alone covers a sample, its value
-    is exactly the tile's. Unlike the tiling built into diffusers' AutoencoderTiny, which assumes 4 latent channels and
-    a factor of 8, it works for any number of channels and any factor, and gradients pass through.
+    The size of a tile bounds the memory of encoding and decoding. Where one tile alone covers a sample, its value is
+    exactly the tile's. Unlike the tiling built into diffusers' AutoencoderTiny, which assumes 4 latent channels and a
+    factor of 8, it works for any number of channels and any factor, and gradients pass through.
 
     Args:
         function: maps [B, c, n * in_samples, m * in_samples] to [B, c', n * out_samples, m * out_samples].
         x: [B, c, h * in_samples, w * in_samples].
         tile: side of a tile in latent cells.
-        overlap: least overlap of neighbouring tiles in latent cells, smaller than `tile`.
+        overlap: least overlap of neighboring tiles in latent cells, smaller than `tile`.
         in_samples: samples of `x` per latent cell and axis (the spatial factor to encode, 1 to decode).
         out_samples: samples of the result per latent cell and axis (1 to encode, the spatial factor to decode).
 

@@ -12,7 +12,7 @@ _PERCENTILES = (0.01, 0.99)
 
 
 class FieldNormalization(nn.Module):
-    """Maps each latent channel of a scene affinely so that its 1st percentile becomes 0 and its 99th becomes 1.
+    """The affine map of each latent channel of a scene that takes its 1st percentile to 0 and its 99th to 1.
 
     Nothing is clamped: values outside the percentiles keep their order and distance, so what a field renders may leave
     the range of the training views. The map is saved with the checkpoint as two buffers; an object made from the number
@@ -27,14 +27,14 @@ class FieldNormalization(nn.Module):
     scale: Tensor
 
     def __init__(self, channels: int) -> None:
-        """The identity map for `channels` latent channels."""
+        """Start with the identity map for `channels` latent channels."""
         super().__init__()
         self.register_buffer("shift", torch.zeros(channels))
         self.register_buffer("scale", torch.ones(channels))
 
     @classmethod
     def from_latents(cls, latents: Iterable[Tensor], max_cells: int = 1 << 18) -> "FieldNormalization":
-        """Estimates the map from the latents of the training views.
+        """Estimate the map from the latents of the training views.
 
         Args:
             latents: [C, h, w] each, sizes may differ; read once, so a generator will do.
@@ -54,19 +54,19 @@ class FieldNormalization(nn.Module):
         return normalization
 
     def to_field(self, latents: Tensor) -> Tensor:
-        """Latents [..., C, h, w] to field latents [..., h, w, C]; differentiable."""
+        """Map latents [..., C, h, w] to field latents [..., h, w, C]; differentiable."""
         return (latents.movedim(-3, -1) - self.shift) / self.scale
 
     def to_latent(self, field: Tensor) -> Tensor:
-        """Field latents [..., h, w, C] to latents [..., C, h, w]; differentiable, the inverse of :meth:`to_field`."""
+        """Map field latents [..., h, w, C] to latents [..., C, h, w], the inverse of :meth:`to_field`."""
         return (field * self.scale + self.shift).movedim(-1, -3)
 
 
 def _sample_cells(latents: Iterable[Tensor], max_cells: int) -> Tensor:
-    """Evenly drawn cells of a stream of latents [C, h, w]: [C, n] float32 with n <= max_cells.
+    """Draw cells evenly from a stream of latents [C, h, w]: [C, n] float32 with n <= max_cells.
 
     Every `stride`-th cell of the shuffled stream is kept; when the buffer is full, every second kept one is dropped and
-    the stride doubles. So each cell of the stream has the same chance, and memory does not grow with its length.
+    the stride doubles. So every cell of the stream has the same chance, and memory does not grow with its length.
     """
     generator = torch.Generator().manual_seed(0)
     kept: list[Tensor] = []
@@ -101,14 +101,14 @@ class LinearRGB(nn.Module):
     bias: Tensor
 
     def __init__(self, channels: int) -> None:
-        """The map to mid grey for `channels` latent channels, to be filled by `load_state_dict`; see :meth:`fit`."""
+        """Map `channels` latent channels to mid gray, until :meth:`fit` or `load_state_dict` says more."""
         super().__init__()
         self.register_buffer("matrix", torch.zeros(3, channels))
         self.register_buffer("bias", torch.full((3,), 0.5))
 
     @classmethod
     def fit(cls, pairs: Iterable[tuple[Tensor, Tensor]], spatial_factor: int) -> "LinearRGB":
-        """Fits the map to images and their latents.
+        """Fit the map to images and their latents.
 
         Args:
             pairs: (latent [C, h, w], image [H, W, 3] in [0, 1]) with h = ceil(H / f), w = ceil(W / f). Read once and
@@ -136,11 +136,11 @@ class LinearRGB(nn.Module):
         return linear_rgb
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Latents [..., C, h, w] to a small picture [..., h, w, 3] of RGB values, not clamped."""
+        """Map latents [..., C, h, w] to a small picture [..., h, w, 3] of RGB values, not clamped."""
         return latents.movedim(-3, -1) @ self.matrix.T + self.bias
 
     def for_field(self, normalization: FieldNormalization) -> tuple[Tensor, Tensor]:
-        """The same map for field latents: `rgb = matrix @ field_latent + bias`.
+        """Return the same map for field latents: `rgb = matrix @ field_latent + bias`.
 
         Spherical harmonics are linear, so the matrix turns the coefficients of field latents into those of RGB, with
         the bias added to the constant term.

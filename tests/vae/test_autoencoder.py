@@ -113,12 +113,25 @@ def test_half_precision_takes_and_gives_float32(tmp_path, autoencoder, images, d
     assert half.fingerprint == exact.fingerprint and half.decoder_fingerprint == exact.decoder_fingerprint
 
 
-def test_float16_overflow_is_said_not_returned(autoencoder, images):
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_float16_overflow_is_noted_until_it_is_asked_for(autoencoder, images, half):
     with torch.no_grad():
-        for weight in autoencoder.parameters():
+        for weight in getattr(autoencoder, half).parameters():
             weight.mul_(1e4)
+    vae = VAE(autoencoder, dtype=torch.float16)
+    latents = vae.encode(images)
+    if half == "decoder":
+        vae.check_overflow()
+        assert torch.isfinite(latents).all()
+        with torch.inference_mode():
+            vae.decode(latents, 21, 30)
+        vae.scale(latents)
     with pytest.raises(UserError, match=r"--pipeline\.vae\.dtype"):
-        VAE(autoencoder, dtype=torch.float16).encode(images)
+        vae.check_overflow()
+    vae.check_overflow()  # once is enough
+    exact = VAE(autoencoder, dtype=torch.float32)
+    exact.encode(images)
+    exact.check_overflow()
 
 
 def test_a_new_decoder_keeps_the_fingerprint_of_the_latent_space(autoencoder):
