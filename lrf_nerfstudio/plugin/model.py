@@ -450,6 +450,7 @@ class LatentSplatfactoModel(SplatfactoModel):
         if preview:
             cell = preview_cell(int(camera.height), int(camera.width), self.vae.spatial_factor)
         outputs = self.render(grid_camera(camera, cell, self.device), decode=not preview)
+        self.vae.check_overflow()
         del outputs["latent"], outputs["times"]  # no pictures
         return outputs
 

@@ -176,6 +176,7 @@ def write_contact_sheet(pairs: ScenePairs, vae: VAE) -> None:
             image = pairs.photograph(view)[0].float() / 255
             decoded = vae.decode(pairs.latent(view, steps)[None], height, width)[0].cpu()
             rows.append(torch.cat([image, decoded], dim=1).permute(2, 0, 1))
+    vae.check_overflow()
     save_rows(rows, pairs.folder / CONTACT_SHEET)
 
 
