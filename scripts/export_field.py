@@ -23,9 +23,11 @@ def main(options: ExportField) -> None:
     """Write the file and say what is in it."""
     from nerfstudio.utils.eval_utils import eval_setup
 
+    from lrf_nerfstudio.plugin.export import exported_field
+
     _, pipeline, _, _ = eval_setup(options.load_config, test_mode="inference")
     parsed = pipeline.datamanager.train_dataparser_outputs
-    field = pipeline.model.to_field(parsed.dataparser_transform, parsed.dataparser_scale)
+    field = exported_field(pipeline.model, parsed.dataparser_transform, parsed.dataparser_scale)
     field.save(options.output_path)
     count, bases, channels = field.features.shape
     print(f"{options.output_path}: {count} Gaussians, {channels} channels, {bases} harmonics, VAE {field.vae_source}")

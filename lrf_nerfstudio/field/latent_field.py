@@ -38,6 +38,7 @@ class LatentField:
         linear_rgb: latent to RGB.
         spatial_factor: f, image pixels per latent pixel along each axis.
         dilation: added to the diagonal of projected covariances, in square latent pixels.
+        antialiased: whether opacities make up for the dilation (Mip-Splatting).
         vae_source: the VAE that the field was trained with, as its `--pipeline.vae.source`.
         vae_fingerprint: identifies that VAE's latent space.
         scene_transform: [3, 4], from the data set's coordinates to the scene's, before scaling.
@@ -55,6 +56,7 @@ class LatentField:
     linear_rgb: LinearRGB
     spatial_factor: int
     dilation: float
+    antialiased: bool
     vae_source: str
     vae_fingerprint: str
     scene_transform: Tensor
@@ -115,6 +117,7 @@ class LatentField:
             sh_degree=math.isqrt(self.features.shape[1]) - 1,
             eps2d=dilation,
             render_depth=False,
+            antialiased=self.antialiased,
         )
         features, _, alpha, _ = rasterize(gaussians, camera.viewmats, camera.Ks, settings)
         return (features + (1 - alpha) * self.background)[0]
@@ -146,6 +149,7 @@ class LatentField:
         description = {
             "spatial_factor": self.spatial_factor,
             "dilation": self.dilation,
+            "antialiased": self.antialiased,
             "vae_source": self.vae_source,
             "vae_fingerprint": self.vae_fingerprint,
             "scene_scale": self.scene_scale,

@@ -19,14 +19,13 @@ from torch.nn import Parameter, ParameterDict
 
 from lrf_nerfstudio.evaluation.metrics import ImageMetrics
 from lrf_nerfstudio.evaluation.views import compare_view
-from lrf_nerfstudio.field import LatentField
 from lrf_nerfstudio.field.backgrounds import Background, plain_color
 from lrf_nerfstudio.field.cameras import GridCamera, adjusted, enlarged
-from lrf_nerfstudio.field.decoder import SceneDecoder
 from lrf_nerfstudio.field.seeding import SH_C0, fair_sample, first_gaussians
 from lrf_nerfstudio.field.similarity import fitting_loss, picture_loss
 from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.outputs import Outputs
+from lrf_nerfstudio.plugin.scene_decoder import SceneDecoderConfig
 from lrf_nerfstudio.plugin.splatfacto import ReducedSplatfactoModelConfig
 from lrf_nerfstudio.plugin.viewer import preview_cell, viewer_is_moving
 from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
@@ -34,41 +33,6 @@ from lrf_nerfstudio.splatting.strategies import DensificationConfig, Strategy, m
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.utils.timing import Stopwatch
 from lrf_nerfstudio.vae import VAE, FieldNormalization, LinearRGB
-
-
-@dataclass
-class SceneDecoderConfig:
-    """The scene's own decoder, which the last part of a run fits with the field to the photographs."""
-
-    share: float = 0.5
-    """Fraction of the run that it is fitted in. 0 leaves it out: the VAE decodes, which is the method of the paper."""
-    warmup: float = 0.03
-    """Fraction of this part in which the decoder is fitted alone, before the Gaussians follow."""
-    cell: int = 4
-    """Pixels per cell of the grid that it works on, along each axis; divides twice the VAE's factor. VAEs with a
-    smaller factor take that."""
-    width: int = 32
-    """Channels between its convolutions."""
-    blocks: int = 2
-    """Its residual blocks."""
-
-    def check(self, factor: int) -> None:
-        """Check that every option is in its range.
-
-        Args:
-            factor: of the VAE.
-
-        Raises:
-            UserError: if one is not; the message names it.
-        """
-        option = "--pipeline.model.scene-decoder"
-        for name in ("share", "warmup"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{option}.{name} must be a fraction, 0 to 1; it is {getattr(self, name)}.")
-        if min(self.cell, self.width, self.blocks + 1) < 1:
-            raise UserError(f"{option}.cell and .width must be 1 or more and .blocks 0 or more.")
-        if 2 * factor % min(self.cell, factor):
-            raise UserError(f"{option}.cell must divide {2 * factor}, twice the factor of the VAE; it is {self.cell}.")
 
 
 @dataclass
@@ -159,14 +123,7 @@ class LatentSplatfactoModel(SplatfactoModel):
         self.camera_optimizer: CameraOptimizer = self.config.camera_optimizer.setup(
             num_cameras=self.num_train_data, device="cpu"
         )
-        self.scene_decoder: SceneDecoder | None = None
-        if (options := self.config.scene_decoder).share > 0:
-            factor = self.vae.spatial_factor
-            options.check(factor)
-            self.scene_decoder = SceneDecoder(
-                channels, factor, min(options.cell, factor), options.width, options.blocks
-            )
-            self.scene_decoder.start_from(self.linear_rgb, self.normalization)
+        self.scene_decoder = self.config.scene_decoder.setup(self.vae, self.linear_rgb, self.normalization)
         self.latent_steps = self.joint_steps = sys.maxsize  # until `prepare_training`
         self.decoder_is_fitted = False
         self.step = 0
@@ -489,33 +446,7 @@ class LatentSplatfactoModel(SplatfactoModel):
 
     # ---------------------------------------------------------------- export
 
-    def to_field(self, scene_transform: Tensor, scene_scale: float) -> LatentField:
-        """The trained field with all its channels, apart from nerfstudio.
-
-        Args:
-            scene_transform: [3, 4], from the data set's coordinates to the scene's, before scaling.
-            scene_scale: factor from the data set's lengths to the scene's.
-        """
-        bases = (self.active_sh_degree + 1) ** 2
-        return LatentField(
-            means=self.means.detach(),
-            quats=self.quats.detach(),
-            scales=torch.exp(self.scales.detach()),
-            opacities=torch.sigmoid(self.opacities.detach()).squeeze(-1),
-            features=torch.cat([self.features_dc[:, None], self.features_rest], dim=1).detach()[:, :bases],
-            background=self.background(),
-            normalization=self.normalization,
-            linear_rgb=self.linear_rgb,
-            spatial_factor=self.vae.spatial_factor,
-            dilation=self.config.dilation,
-            vae_source=self.vae.source,
-            vae_fingerprint=self.vae.fingerprint,
-            scene_transform=scene_transform,
-            scene_scale=scene_scale,
-            decoder=self.scene_decoder if self.decoder_is_fitted else None,
-        )
-
-    # Colours for tools that know RGB only.
+    # Colors for tools that know RGB only.
 
     @property
     def shs_0(self) -> Tensor:

@@ -18,6 +18,7 @@ from tiny_scenes import write_scene
 
 from lrf_nerfstudio.plugin import pipeline as pipeline_module
 from lrf_nerfstudio.plugin.cameras import grid_camera
+from lrf_nerfstudio.plugin.export import exported_field
 from lrf_nerfstudio.plugin.pipeline import LatentPipeline, LatentPipelineConfig
 from lrf_nerfstudio.plugin.trainer import LatentTrainer, LatentTrainerConfig
 from lrf_nerfstudio.splatting.strategies import DensificationConfig
@@ -156,7 +157,7 @@ def test_the_loss_of_a_held_out_view(trained, gpu):
 
 
 def test_the_field_of_an_export_is_on_the_gpu(trained):
-    field = trained.model.to_field(torch.eye(4)[:3], 1.0)
+    field = exported_field(trained.model, torch.eye(4)[:3], 1.0)
     assert {getattr(field, name).device for name in ("means", "scales", "opacities", "features")} == {DEVICE}
     camera = grid_camera(trained.datamanager.eval_dataset.cameras[0:1], 1, DEVICE)
     latent = field.render(camera.viewmats[0], camera.Ks[0], camera.width, camera.height)

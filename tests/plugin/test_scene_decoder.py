@@ -14,6 +14,7 @@ from tiny_scenes import Lens, write_scene
 from lrf_nerfstudio.field import LatentField
 from lrf_nerfstudio.field.decoder import SceneDecoder
 from lrf_nerfstudio.plugin.cameras import grid_camera
+from lrf_nerfstudio.plugin.export import exported_field
 from lrf_nerfstudio.plugin.photographs import Part, Photographs
 from lrf_nerfstudio.splatting.strategies import DensificationConfig
 
@@ -203,11 +204,12 @@ def test_options_out_of_range_are_named(floor_scene, tiny_vae, option, capsys):
     assert f"--pipeline.model.scene-decoder.{name}" in capsys.readouterr().err.replace(".cell and .width", ".width")
 
 
-def test_the_exported_field_makes_the_models_pictures_without_a_vae(floor_scene, tiny_vae, tmp_path, device):
-    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, steps=8, device=device)
+@pytest.mark.parametrize("mode", ["classic", "antialiased"])
+def test_the_exported_field_makes_the_models_pictures_without_a_vae(floor_scene, tiny_vae, tmp_path, device, mode):
+    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, steps=8, device=device, rasterize_mode=mode)
     trainer.train()
     model, dataset = trainer.pipeline.eval().model, trainer.pipeline.datamanager.eval_dataset
-    model.to_field(torch.eye(4)[:3], 1.0).save(tmp_path / "field.safetensors")
+    exported_field(model, torch.eye(4)[:3], 1.0).save(tmp_path / "field.safetensors")
     field = LatentField.load(tmp_path / "field.safetensors", device)
     pixels = grid_camera(dataset.cameras[1:2], 1, device)
     picture = field.picture(pixels.viewmats[0], pixels.Ks[0], width=101, height=67)
