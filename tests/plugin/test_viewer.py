@@ -40,7 +40,7 @@ pytestmark = pytest.mark.browser
 
 TIMEOUT = 120
 """Seconds after which something that takes one on an idle machine will not happen any more."""
-PATIENCE = 15
+PATIENCE = 25
 """Seconds after which a user would move the mouse."""
 MAX_RES = 512
 """The longer side of the pictures that the viewer asks for, unless it is told otherwise."""
@@ -139,7 +139,7 @@ class ViewerPage:
             try:
                 return wait_until(condition, PATIENCE, what)
             except AssertionError:
-                self.drag((0, 2), (0, -2))
+                self.drag((0, -2), (0, 2))  # back also where the camera stops, straight above the scene
         raise AssertionError(f"{what} did not happen within {TIMEOUT} s")
 
     def drag(self, *steps: tuple[int, int]) -> None:
