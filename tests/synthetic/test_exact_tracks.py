@@ -109,9 +109,9 @@ def test_points_lie_on_the_surfaces_of_the_scene(training_scene: Path) -> None:
     scene, cameras = random_scene(3, 17, (72, 96))
     distances_to_points = []
     model = read_model(training_scene / "colmap" / "sparse" / "0")
-    for view, image in enumerate(sorted(model.images, key=lambda image: image.name)):
-        points = model.positions[np.searchsorted(model.points, image.points)]
-        origins, directions = cameras.rays(view, image.xy)
+    for view, image in enumerate(sorted(model.images.values(), key=lambda image: image.name)):
+        points = np.stack([model.points3D[seen.point3D_id].xyz for seen in image.points2D])
+        origins, directions = cameras.rays(view, np.stack([seen.xy for seen in image.points2D]))
         distances, _ = cast_rays(scene, origins, directions)
         distances_to_points.append(np.linalg.norm(origins + distances[:, None] * directions - points, axis=-1))
     # All but rays that graze a surface, and miss it by rounding.

@@ -58,10 +58,10 @@ def test_points_have_the_mean_color_of_the_pixels_that_show_them(training_scene:
     colors = np.stack([vertices[name] for name in ("red", "green", "blue")], axis=-1)
     model = read_model(training_scene / "colmap" / "sparse" / "0")
     totals, counts = np.zeros(colors.shape), np.zeros(len(colors))
-    for image in model.images:
+    for image in model.images.values():
         picture = np.asarray(Image.open(training_scene / "images" / image.name))
-        rows = np.searchsorted(model.points, image.points)
-        column, line = image.xy.astype(int).T
+        rows = np.searchsorted(sorted(model.points3D), [seen.point3D_id for seen in image.points2D])
+        column, line = np.stack([seen.xy for seen in image.points2D]).astype(int).T
         totals[rows] += picture[line, column]
         counts[rows] += 1
     np.testing.assert_allclose(totals / counts[:, None], colors, atol=0.51)

@@ -1,5 +1,6 @@
 """A script from its command line to its exit code, as a file that is run and as a function that a test calls."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_help_begins_with_the_modules_docstring_and_has_every_option(tmp_path):
 def test_arguments_take_the_place_of_the_processes_own(tmp_path, monkeypatch, capsys):
     (tmp_path / "repeat_here.py").write_text(SCRIPT)
     monkeypatch.syspath_prepend(str(tmp_path))
-    import repeat_here
+    repeat_here = importlib.import_module("repeat_here")
 
     run(repeat_here.main, ["--words", "a"])
     assert capsys.readouterr().out == "a a\n"
