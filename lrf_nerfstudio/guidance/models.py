@@ -17,7 +17,7 @@ from torch import Tensor
 from lrf_nerfstudio.guidance.denoiser import PredictionType, UNetDenoiser
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import file_sha256
-from lrf_nerfstudio.utils.pretrained import check_all_loaded, first_line, hub_folder, quiet_loading
+from lrf_nerfstudio.utils.pretrained import check_all_loaded, first_line, hub_folder, quiet
 from lrf_nerfstudio.vae import VAE, VAEConfig
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class DiffusionModel:
 
         folder, device = self.folder / "unet", torch.device(device)
         try:
-            with quiet_loading():
+            with quiet():
                 unet, report = UNet2DConditionModel.from_pretrained(
                     folder,
                     torch_dtype=self._dtype if device.type == "cuda" else torch.float32,
@@ -188,7 +188,9 @@ class DiffusionModel:
         except Exception as error:  # damaged weights surface as many types, from several libraries
             raise UserError(f"The U-Net in {folder} ({OPTION}) cannot be loaded: {first_line(error)}") from error
         check_all_loaded(report, f"{folder} ({OPTION})")
-        unet = unet.to(device).to(memory_format=torch.channels_last)
+        unet = unet.to(device)
+        if device.type == "cuda":  # on CPUs this layout is slower
+            unet = unet.to(memory_format=torch.channels_last)
         return UNetDenoiser(unet, self.alphas_cumprod, self.prediction_type)
 
     def load_text_encoder(self, device: str | torch.device) -> tuple["CLIPTokenizer", "CLIPTextModel"]:
@@ -206,7 +208,7 @@ class DiffusionModel:
             ) from error
         folder = self.folder / "text_encoder"
         try:
-            with quiet_loading():
+            with quiet():
                 tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
                 encoder, report = CLIPTextModel.from_pretrained(
                     folder,

@@ -26,6 +26,7 @@ from lrf_nerfstudio.guidance.prompts import TextEmbedder
 from lrf_nerfstudio.utils.cache import TensorCache
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import make_folder, read_tensors, unwritable, write_atomically, write_tensors
+from lrf_nerfstudio.utils.pretrained import quiet
 from lrf_nerfstudio.utils.progress import track
 from lrf_nerfstudio.vae import VAE, VAEConfig
 
@@ -54,7 +55,7 @@ class ToyDiffusionConfig:
     batch_size: int = 16
     """Latents per step."""
     learning_rate: float = 4e-4
-    """Largest learning rate of Adam; it rises over 100 steps and then falls along a cosine."""
+    """Largest learning rate of Adam; it rises over at most 100 steps and falls along a cosine."""
     ema_decay: float = 0.998
     """Decay of the moving average of the weights, which is what is written."""
     channels: tuple[int, ...] = (48, 80, 128)
@@ -130,7 +131,6 @@ class ToyTrainer:
             self.unet = make_unet(config, self.vae.latent_channels)
             self.text_encoder = make_text_encoder(config.embedding_size, self.tokenizer)
         self.networks = nn.ModuleList([self.unet, self.text_encoder]).to(config.device)
-        self.unet.to(memory_format=torch.channels_last)
         self.scheduler = DDPMScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -275,8 +275,9 @@ def draw_samples(
     return vae.decode(vae.unscale(x), side, side)
 
 
-def schedule(step: int, steps: int, warm_up: int = 100) -> float:
+def schedule(step: int, steps: int) -> float:
     """Return the share of the largest learning rate at a step: a linear rise, then a cosine down to 0."""
+    warm_up = max(1, min(100, steps // 10))
     return min(1.0, (step + 1) / warm_up) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
@@ -435,7 +436,8 @@ def _write_part(folder: Path, save: Callable[[Path], object]) -> None:
     """Write a part of the model by `save_pretrained`; each of its files is complete or as before."""
     temporary = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
-        save(temporary)
+        with quiet():
+            save(temporary)
         folder.mkdir(exist_ok=True)
         for file in temporary.iterdir():
             file.chmod(0o644)  # safetensors makes files for their owner alone

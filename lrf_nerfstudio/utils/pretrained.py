@@ -1,6 +1,7 @@
 """Pretrained networks in the formats of diffusers and transformers: from the hub, loaded whole or not at all."""
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,17 +50,23 @@ def hub_folder(
 
 
 @contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Keep diffusers and transformers from warning about what is turned into an error here."""
+def quiet() -> Iterator[None]:
+    """Keep diffusers and transformers from warning and from progress bars of their own while they load or save."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers")]
     levels = [logger.level for logger in loggers]
+    settings = [sys.modules.get(f"{logger.name}.utils.logging") for logger in loggers]
+    with_bars = [setting for setting in settings if setting is not None and setting.is_progress_bar_enabled()]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
+    for setting in with_bars:
+        setting.disable_progress_bar()
     try:
         yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+        for setting in with_bars:
+            setting.enable_progress_bar()
 
 
 def check_all_loaded(report: Mapping[str, Any], where: str, ignored: Sequence[str] = ()) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from lrf_nerfstudio.utils.errors import UserError
-from lrf_nerfstudio.utils.pretrained import check_all_loaded, first_line, hub_folder, quiet_loading
+from lrf_nerfstudio.utils.pretrained import check_all_loaded, first_line, hub_folder, quiet
 from lrf_nerfstudio.vae.ldm import load_ldm
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _load_folder(folder: Path) -> "Autoencoder":
             f"{folder} (--pipeline.vae.source) holds a {class_name}; supported are {' and '.join(CLASSES)}."
         )
     try:
-        with quiet_loading():
+        with quiet():
             autoencoder, report = getattr(diffusers, class_name).from_pretrained(
                 folder, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
             )

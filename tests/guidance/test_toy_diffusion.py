@@ -99,11 +99,11 @@ def test_v_prediction_is_written_down(tmp_path):
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_it_learns(tmp_path, prediction_type):
     losses = []
-    options = {"steps": 80, "save_every": 80, "batch_size": 8, "learning_rate": 3e-3}
+    options = {"steps": 60, "save_every": 60, "batch_size": 16, "learning_rate": 1e-2}
     ToyTrainer(config(tmp_path, prediction_type=prediction_type, **options)).run(
         lambda step, loss: losses.append(float(loss))
     )
-    assert sum(losses[-10:]) < 0.85 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
 
 
 class Killed(Exception):
