@@ -41,7 +41,7 @@ cat <<TEXT
 scene               $scene
 trained field       $run
 metrics             $folder/metrics.json
-held-out views      $folder/held_out (photograph, reconstruction by the VAE, render)
+held-out views      $folder/held_out (photograph, what the VAE makes of it, the VAE's picture of the field, the scene decoder's)
 video               $folder/video.mp4
 look around in it   $environment/bin/ns-viewer --load-config $run/config.yml
 TEXT
