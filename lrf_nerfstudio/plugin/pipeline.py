@@ -16,7 +16,7 @@ from lrf_nerfstudio.field.seeding import mean_latents_at_projections
 from lrf_nerfstudio.plugin.datamanager import LatentDatamanager, LatentDatamanagerConfig
 from lrf_nerfstudio.plugin.ffmpeg import provide_ffmpeg
 from lrf_nerfstudio.plugin.model import LatentSplatfactoModel, LatentSplatfactoModelConfig
-from lrf_nerfstudio.splatting.cuda import check_gsplat
+from lrf_nerfstudio.splatting import prepare_backend
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.utils.progress import track
 from lrf_nerfstudio.vae import FieldNormalization, LinearRGB, VAEConfig, downsample_mask
@@ -70,8 +70,7 @@ class LatentPipeline(VanillaPipeline):
         self.world_size = world_size
         if config.device == "cpu":
             device = "cpu"
-        if torch.device(device).type == "cuda":
-            check_gsplat()
+        prepare_backend(device)
         vae = config.vae.setup(device)
         self.datamanager = config.datamanager.setup(
             device=device, test_mode=test_mode, world_size=world_size, local_rank=local_rank, vae=vae

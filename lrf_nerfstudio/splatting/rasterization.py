@@ -129,6 +129,29 @@ def rasterize(
     return rasterize_cpu(gaussians, viewmats, Ks, settings)
 
 
+def prepare_backend(device: str | torch.device) -> None:
+    """Import the device's backend and compile what a render needs, in the thread that calls this.
+
+    A viewer stops its render thread with an exception wherever it is when the camera moves. Inside of an import that
+    leaves modules behind which nothing can import again.
+
+    Raises:
+        UserError: gsplat has no CUDA code, see `check_gsplat`.
+    """
+    if torch.device(device).type == "cuda":
+        from lrf_nerfstudio.splatting.cuda import check_gsplat
+
+        return check_gsplat()
+    gaussians = Gaussians(
+        means=torch.tensor([[0.0, 0.0, 1.0]]),
+        quats=torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
+        scales=torch.ones(1, 3),
+        opacities=torch.ones(1),
+        features=torch.ones(1, 4),
+    )
+    rasterize(gaussians, torch.eye(4)[None], torch.eye(3)[None], RasterSettings(width=1, height=1))
+
+
 def camera_positions(viewmats: Tensor) -> Tensor:
     """Return the positions -R^T t [B, 3] of cameras in the world, given [R | t] in `viewmats` [B, 4, 4].
 

@@ -16,7 +16,6 @@ from nerfstudio.configs.base_config import MachineConfig
 from nerfstudio.engine.callbacks import TrainingCallbackAttributes, TrainingCallbackLocation
 from tiny_scenes import write_scene
 
-from lrf_nerfstudio.plugin import pipeline as pipeline_module
 from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.export import exported_field
 from lrf_nerfstudio.plugin.pipeline import LatentPipeline, LatentPipelineConfig
@@ -177,7 +176,7 @@ def test_a_gpu_without_gsplats_code_is_told_before_anything_is_read(floor_scene,
     def fail() -> None:
         raise UserError("gsplat")
 
-    monkeypatch.setattr(pipeline_module, "check_gsplat", fail)
+    monkeypatch.setattr("lrf_nerfstudio.splatting.cuda.check_gsplat", fail)
     with pytest.raises(SystemExit):
         make_config(floor_scene, tiny_vae, Path()).pipeline.setup(device="cuda", test_mode="test")
 
