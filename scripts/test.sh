@@ -18,5 +18,6 @@ for name in "${failed[@]}"; do echo "FAILED: $name (the tests run all the same)"
 
 # The tests come last, so that their summary ends the output.
 echo "== pytest"
-pytest "$@" || exit
+# One thread of PyTorch each: several processes share the processors.
+OMP_NUM_THREADS=1 pytest --numprocesses logical --maxprocesses 4 --dist loadfile "$@" || exit
 [ ${#failed[@]} -eq 0 ]
