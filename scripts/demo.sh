@@ -15,7 +15,7 @@ export PYTHONWARNINGS="ignore::FutureWarning,ignore::UserWarning" # libraries ab
 step() { printf '\n== %s\n' "$*"; }
 
 step "1/4 The scene: 48 ray-traced views of 256 x 256"
-python "$repository/scripts/make_demo_scene.py" --output "$scene"
+lrf demo-scene --output "$scene"
 
 step "2/4 Training (ns-train)"
 ns-train latent-splatfacto --data "$scene" --output-dir "$folder/outputs" --experiment-name demo --timestamp run \

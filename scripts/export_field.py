@@ -1,37 +1,7 @@
-"""Export a trained scene as one safetensors file that keeps all latent channels; `LatentField.load` reads it again."""
+"""`lrf export`, from a checkout."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-
+from lrf_nerfstudio.commands.export_field import main
 from lrf_nerfstudio.utils.cli import run
-
-
-@dataclass
-class ExportField:
-    """Export a scene that latent-splatfacto trained."""
-
-    load_config: Path
-    """The config.yml of the trained scene."""
-    output_path: Path = Path("field.safetensors")
-    """Where to write the field."""
-
-
-@torch.no_grad()
-def main(options: ExportField) -> None:
-    """Write the file and say what is in it."""
-    from nerfstudio.utils.eval_utils import eval_setup
-
-    from lrf_nerfstudio.plugin.export import exported_field
-
-    _, pipeline, _, _ = eval_setup(options.load_config, test_mode="inference")
-    parsed = pipeline.datamanager.train_dataparser_outputs
-    field = exported_field(pipeline.model, parsed.dataparser_transform, parsed.dataparser_scale)
-    field.save(options.output_path)
-    count, bases, channels = field.features.shape
-    print(f"{options.output_path}: {count} Gaussians, {channels} channels, {bases} harmonics, VAE {field.vae_source}")
-
 
 if __name__ == "__main__":
     run(main)

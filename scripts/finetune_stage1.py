@@ -1,20 +1,7 @@
-"""Stage I: tunes an autoencoder on scenes so that corresponding points of different views have the same latent.
+"""`lrf stage1`, from a checkout."""
 
-The result is a diffusers folder. On several processes or machines: `accelerate launch scripts/finetune_stage1.py ...`.
-
-Example: `python scripts/finetune_stage1.py --scenes plush kitchen --vae madebyollin/taesd --output taesd-stage1`, then
-`ns-train latent-splatfacto --data scene --pipeline.vae.source taesd-stage1`.
-"""
-
-from lrf_nerfstudio.training.loop import Trainer
-from lrf_nerfstudio.training.stage1 import Stage1, Stage1Config, load_scenes
+from lrf_nerfstudio.commands.finetune_stage1 import main
 from lrf_nerfstudio.utils.cli import run
-
-
-def main(config: Stage1Config) -> None:
-    """Tune an autoencoder."""
-    Trainer(config, Stage1(config, load_scenes(config))).run()
-
 
 if __name__ == "__main__":
     run(main)

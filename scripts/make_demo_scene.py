@@ -1,44 +1,7 @@
-"""Make the demo scene: a ray-traced still life in a meadow, in nerfstudio's format, with exact cameras and tracks."""
+"""`lrf demo-scene`, from a checkout."""
 
-from dataclasses import dataclass
-from pathlib import Path
-
-from lrf_nerfstudio.synthetic.demo import demo_cameras, demo_scene
-from lrf_nerfstudio.synthetic.writer import PictureConfig, is_there, settings_of, write_scene
+from lrf_nerfstudio.commands.make_demo_scene import main
 from lrf_nerfstudio.utils.cli import run
-from lrf_nerfstudio.utils.progress import progress_bar
-
-
-@dataclass
-class DemoScene(PictureConfig):
-    """Make a small procedural scene in nerfstudio's format."""
-
-    output: Path = Path("demo/scene")
-    """Folder to write. Nothing happens when the same scene is there already."""
-    views: int = 48
-    """Number of cameras, on one closed turn around the objects at changing heights."""
-    seed: int = 0
-    """Seed of patterns, cameras and points."""
-
-
-def make_demo_scene(config: DemoScene) -> None:
-    """Make the scene.
-
-    Raises:
-        UserError: The folder holds something else or cannot be written, or an option is out of range.
-    """
-    config.check()
-    settings = settings_of(config, "demo", config.seed)
-    if is_there(config.output, settings):
-        print(f"{config.output} holds this scene already.")
-        return
-    scene, cameras = demo_scene(config.seed), demo_cameras(config.views, config.seed, config.size)
-    with progress_bar() as progress:
-        task = progress.add_task("Ray tracing", total=config.views)
-        points = write_scene(config.output, scene, cameras, settings, lambda: progress.advance(task))
-    height, width = config.size
-    print(f"{config.views} views of {height} x {width} and {points} surface points in {config.output}")
-
 
 if __name__ == "__main__":
-    run(make_demo_scene)
+    run(main)

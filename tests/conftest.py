@@ -66,10 +66,10 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def demo_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small demo scene: 24 views of 100 x 132 (no multiples of 8), 3 of them held out. Tests must not change it."""
-    from make_demo_scene import DemoScene, make_demo_scene
+    from lrf_nerfstudio.commands import make_demo_scene
 
     folder = tmp_path_factory.mktemp("demo") / "scene"
-    make_demo_scene(DemoScene(output=folder, views=24, size=(100, 132), samples=2, points=2000))
+    make_demo_scene.main(make_demo_scene.DemoScene(output=folder, views=24, size=(100, 132), samples=2, points=2000))
     return folder
 
 

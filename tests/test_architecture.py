@@ -1,4 +1,4 @@
-"""Imports point downwards, and nothing but the plugin and the scripts needs nerfstudio."""
+"""Imports point downwards, and nothing but the plugin and the commands needs nerfstudio."""
 
 import ast
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ PACKAGE = "lrf_nerfstudio"
 ROOT = Path(__file__).parents[1] / PACKAGE
 
 LEVELS = (
+    {"commands"},
     {"plugin"},
     {"training", "guidance", "evaluation"},
     {"field", "correspondence", "synthetic"},
@@ -53,7 +54,7 @@ def objection(importer: str, imported: str) -> str | None:
     """
     parts = imported.split(".")
     if parts[0] == "nerfstudio":
-        return None if importer == "plugin" else "only plugin and scripts know nerfstudio"
+        return None if importer in ("plugin", "commands") else "only plugin and commands know nerfstudio"
     if parts[0] != PACKAGE or len(parts) == 1 or parts[1] == importer or parts[1] == "assets":
         return None
     if level(parts[1]) > level(importer):
@@ -67,7 +68,7 @@ def objection(importer: str, imported: str) -> str | None:
 def test_every_package_has_a_level():
     found = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"assets"}
     assert found == set().union(*LEVELS)
-    assert [path.name for path in ROOT.glob("*.py")] == ["__init__.py"]
+    assert sorted(path.name for path in ROOT.glob("*.py")) == ["__init__.py", "__main__.py"]
 
 
 def test_imports_point_downwards():
@@ -101,6 +102,9 @@ def test_imports_point_downwards():
         ("evaluation", "import nerfstudio.cameras.cameras", True),
         ("plugin", "from nerfstudio.cameras.cameras import Cameras", False),
         ("plugin", "from lrf_nerfstudio.guidance import orbits", False),
+        ("plugin", "from lrf_nerfstudio.commands import compare_vaes", True),
+        ("commands", "from nerfstudio.utils.eval_utils import eval_setup", False),
+        ("commands", "from lrf_nerfstudio.plugin import fitting", False),
         ("utils", "from lrf_nerfstudio.vae import VAE", True),
         ("utils", "import nerfstudio_extras, torch", False),
     ],

@@ -36,7 +36,7 @@ class Stage3Config(FineTuneConfig):
     """
 
     pairs: Path = Path("pairs")
-    """Folder of pairs that scripts/build_stage3_pairs.py wrote, with this autoencoder or one with the same encoder."""
+    """Folder of pairs that `lrf pairs` wrote, with this autoencoder or one with the same encoder."""
     crop: int = 128
     """Side in pixels of the square that is compared in a sample, a multiple of the autoencoder's spatial factor."""
     margin: int = 2

@@ -1,9 +1,6 @@
-"""How every script starts: options from the command line, one message for what the user can mend.
+"""How every command starts: options from the command line, one message for what the user can mend.
 
-A script's `main` takes its options, a dataclass whose fields are the command's, and the module ends in two lines:
-
-    if __name__ == "__main__":
-        run(main)
+A command's `main` takes its options, a dataclass whose fields are those of the command line.
 """
 
 import inspect
@@ -18,14 +15,15 @@ from lrf_nerfstudio.utils.errors import exit_on_user_error
 _Options = TypeVar("_Options")
 
 
-def run(main: Callable[[_Options], None], arguments: Sequence[str] | None = None) -> None:
-    """Call a script's `main` with the options of the command line.
+def run(main: Callable[[_Options], None], arguments: Sequence[str] | None = None, prog: str | None = None) -> None:
+    """Call a command's `main` with the options of the command line.
 
     The options' type is that of the only parameter of `main`; `--help` begins with the docstring of its module.
 
     Args:
-        main: the script's function.
+        main: the command's function.
         arguments: the command line without the program's name; None stands for that of the process.
+        prog: what the help calls the command; None stands for the name of the file that was run.
 
     Raises:
         SystemExit: with status 1 where `main` raises a UserError, after its message; with 2 for wrong options.
@@ -33,4 +31,5 @@ def run(main: Callable[[_Options], None], arguments: Sequence[str] | None = None
     (parameter,) = inspect.signature(main).parameters
     options_type: type[_Options] = get_type_hints(main)[parameter]
     with exit_on_user_error():
-        main(tyro.cli(options_type, description=sys.modules[main.__module__].__doc__, args=arguments))
+        description = sys.modules[main.__module__].__doc__
+        main(tyro.cli(options_type, prog=prog, description=description, args=arguments))

@@ -9,7 +9,7 @@ class UserError(Exception):
     """A problem on the user's side: bad data, a missing file, options that do not fit together.
 
     The message is one to three sentences: what is wrong, where (file, frame, option), and what to do. The nerfstudio
-    plugin and the scripts print it without a traceback and exit with status 1; code that uses the package from Python
+    plugin and the commands print it without a traceback and exit with status 1; code that uses the package from Python
     catches it like any other exception.
     """
 

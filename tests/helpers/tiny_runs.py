@@ -21,8 +21,6 @@ from lrf_nerfstudio.training.stage1 import Stage1, Stage1Config
 from lrf_nerfstudio.training.stage3 import Stage3, Stage3Config
 from lrf_nerfstudio.training.task import Task
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
 QUICK = {
     "crop": 32,
     "steps": 6,
@@ -150,11 +148,11 @@ def assert_resumes(make_config: Callable[..., TrainingConfig], folder: Path, sce
     assert_same_end(config.output, whole.output)
 
 
-def assert_survives_kill(script: str, options: list[object], folder: Path, steps: int) -> tuple[Path, Path]:
+def assert_survives_kill(name: str, options: list[object], folder: Path, steps: int) -> tuple[Path, Path]:
     """A command that is killed with signal 9 and resumed ends as one that is not.
 
     Args:
-        script: its file in scripts/.
+        name: of the command of `lrf`.
         options: without --output, --steps and --save-every.
         folder: to write to.
         steps: of the run.
@@ -167,7 +165,7 @@ def assert_survives_kill(script: str, options: list[object], folder: Path, steps
 
     def command(output: Path, *more: str) -> list[str]:
         all_options = [*options, "--output", output, "--steps", steps, "--save-every", 1, "--device", "cpu", *more]
-        return [sys.executable, str(SCRIPTS / script), *map(str, all_options)]
+        return [sys.executable, "-m", "lrf_nerfstudio", name, *map(str, all_options)]
 
     subprocess.run(command(whole), check=True, capture_output=True, env=environment)
     process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, env=environment)

@@ -322,7 +322,7 @@ def open3d_problem() -> str | None:
 
 
 def test_the_exported_field_renders_what_the_model_does(trained, pipeline, tmp_path):
-    import export_field
+    from lrf_nerfstudio.commands import export_field
 
     export_field.main(export_field.ExportField(trained.config, tmp_path / "field.safetensors"))
     field = LatentField.load(tmp_path / "field.safetensors")

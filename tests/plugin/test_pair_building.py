@@ -5,9 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import build_stage3_pairs
 import pytest
-import set_vae
 import torch
 from commands import wait_until
 from in_process import make_trainer
@@ -17,6 +15,7 @@ from test_trainer import assert_equal
 from tiny_scenes import Lens, write_scene
 from tiny_vaes import make_vae
 
+from lrf_nerfstudio.commands import build_stage3_pairs, set_vae
 from lrf_nerfstudio.plugin.fitting import FieldFit, FittingConfig
 from lrf_nerfstudio.plugin.pair_building import CONTACT_SHEET, PairConfig, build_scene, build_scenes, render_views
 from lrf_nerfstudio.training.data.scene_pairs import INDEX, ScenePairs, read_pairs

@@ -173,5 +173,5 @@ def test_evenly_chosen_photographs_are_measured(config, tmp_path):
 def test_the_command_goes_on_after_kill_9(photographs, tmp_path):
     options = ["--images", photographs, "--width", 8, "--encoder-blocks", 0, 0, 1, "--decoder-blocks", 1, 1, 0]
     options += ["--batch-size", 2, "--crop", 32, "--workers", 1]
-    whole, _ = assert_survives_kill("train_vae.py", options, tmp_path, steps=30)
+    whole, _ = assert_survives_kill("pretrain", options, tmp_path, steps=30)
     assert VAEConfig(str(whole)).setup().spatial_factor == 4

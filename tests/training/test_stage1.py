@@ -2,7 +2,6 @@ import json
 import shutil
 from pathlib import Path
 
-import finetune_stage1
 import numpy as np
 import pytest
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from shifted_views import coordinate_picture, shifted_views
 from tiny_runs import assert_survives_kill, batch_of, stage1_config, train, write_kl, write_tiny
 
+from lrf_nerfstudio.commands import finetune_stage1
 from lrf_nerfstudio.correspondence import SceneCorrespondences
 from lrf_nerfstudio.evaluation.latents import measure_scene
 from lrf_nerfstudio.training.data.pair_crops import PairCrops
@@ -171,7 +171,7 @@ def options_for(scene: Path, vae: str) -> list[object]:
 
 def test_the_command_goes_on_after_kill_9_and_latent_splatfacto_takes_the_result(demo_scene, tmp_path):
     vae = write_tiny(tmp_path / "vae")
-    _, killed = assert_survives_kill("finetune_stage1.py", options_for(demo_scene, vae), tmp_path, steps=12)
+    _, killed = assert_survives_kill("stage1", options_for(demo_scene, vae), tmp_path, steps=12)
     tuned, original = VAEConfig(str(killed)).setup(), VAEConfig(vae).setup()
     assert tuned.fingerprint != original.fingerprint
     assert tuned.scaling_factor == original.scaling_factor

@@ -148,4 +148,4 @@ def test_the_command_goes_on_after_kill_9(tmp_path):
     vae = write_tiny(tmp_path / "vae")
     write_pairs(tmp_path / "pairs" / "scene", vae)
     options = ["--pairs", tmp_path / "pairs", "--vae", vae, "--crop", 32, "--batch-size", 2, "--workers", 1]
-    assert_survives_kill("finetune_stage3.py", options, tmp_path, steps=30)
+    assert_survives_kill("stage3", options, tmp_path, steps=30)

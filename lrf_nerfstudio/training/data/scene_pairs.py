@@ -217,7 +217,7 @@ def read_pairs(folder: Path, vae: VAE) -> list[ScenePairs]:
     """Read the indices of a folder of pairs, of the scenes that have any pairs yet, sorted by name.
 
     Args:
-        folder: what `scripts/build_stage3_pairs.py` wrote.
+        folder: what `lrf pairs` wrote.
         vae: the autoencoder that decodes the pairs' latents.
 
     Raises:
@@ -226,7 +226,7 @@ def read_pairs(folder: Path, vae: VAE) -> list[ScenePairs]:
     indices = sorted(folder.glob(f"*/{INDEX}"))
     scenes = [scene for index in indices if (scene := ScenePairs.load(index.parent)).latents]
     if not scenes:
-        raise UserError(f"There are no pairs in {folder} (--pairs). scripts/build_stage3_pairs.py makes them.")
+        raise UserError(f"There are no pairs in {folder} (--pairs). `lrf pairs` makes them.")
     for scene in scenes:
         if scene.vae_fingerprint != vae.fingerprint:
             raise UserError(
@@ -236,7 +236,7 @@ def read_pairs(folder: Path, vae: VAE) -> list[ScenePairs]:
         if missing := scene.missing_files():
             raise UserError(
                 f"{scene.folder / INDEX} names {missing[0].name}, which is missing. Restore the file, or run "
-                "scripts/build_stage3_pairs.py again with the options of the first time, which makes what is missing."
+                "`lrf pairs` again with the options of the first time, which makes what is missing."
             )
     return scenes
 

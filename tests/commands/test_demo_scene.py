@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_demo_scene import DemoScene, make_demo_scene
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 
+from lrf_nerfstudio.commands import make_demo_scene
+from lrf_nerfstudio.commands.make_demo_scene import DemoScene
 from lrf_nerfstudio.correspondence import load_scene
 from lrf_nerfstudio.plugin.dataparser import NerfstudioParser
 from lrf_nerfstudio.utils.errors import UserError
@@ -51,7 +52,7 @@ def test_the_plugin_finds_the_points_where_held_out_views_show_them(demo_scene: 
 
 def make(folder: Path, **options: object) -> Path:
     settings = {"views": 9, "size": (24, 32), "samples": 1, "points": 50} | options
-    make_demo_scene(DemoScene(output=folder, **settings))  # type: ignore[arg-type]
+    make_demo_scene.main(DemoScene(output=folder, **settings))  # type: ignore[arg-type]
     return folder
 
 

@@ -1,16 +1,16 @@
-"""The script that compares VAEs by the fields in their latent spaces, from the command line to its files."""
+"""The command that compares VAEs by the fields in their latent spaces, from the command line to its files."""
 
 import json
 import time
 from pathlib import Path
 
-import compare_vaes
 import pytest
 import torch
 from PIL import Image
 from tiny_scenes import Lens, write_scene
 from tiny_vaes import make_vae
 
+from lrf_nerfstudio.commands import compare_vaes
 from lrf_nerfstudio.evaluation.decoding import decoding_figure, decoding_table, with_means
 from lrf_nerfstudio.plugin.fitting import FieldFit
 from lrf_nerfstudio.training.data.scene_pairs import ScenePairs

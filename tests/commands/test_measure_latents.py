@@ -1,15 +1,15 @@
-"""The script that measures VAEs on scenes, from the command line to its files."""
+"""The command that measures VAEs on scenes, from the command line to its files."""
 
 import json
 from pathlib import Path
 
-import measure_latents
 import numpy as np
 import pytest
 import torch
 from averaging_vae import averaging_vae
 from PIL import Image
 
+from lrf_nerfstudio.commands import measure_latents
 from lrf_nerfstudio.utils import cli
 from lrf_nerfstudio.vae import VAEConfig
 

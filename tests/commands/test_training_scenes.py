@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-import make_training_scenes
 import pytest
-from make_training_scenes import TrainingScenes
 
+from lrf_nerfstudio.commands import make_training_scenes
+from lrf_nerfstudio.commands.make_training_scenes import TrainingScenes
 from lrf_nerfstudio.synthetic.random_scenes import random_scene
 from lrf_nerfstudio.utils.errors import UserError
 
 
 def make(folder: Path, **options: object) -> Path:
     settings = {"views": 9, "size": (24, 32), "samples": 1, "points": 50, "count": 3} | options
-    make_training_scenes.make_training_scenes(TrainingScenes(output=folder, **settings))  # type: ignore[arg-type]
+    make_training_scenes.main(TrainingScenes(output=folder, **settings))  # type: ignore[arg-type]
     return folder
 
 

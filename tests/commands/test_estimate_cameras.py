@@ -1,17 +1,17 @@
-"""The script that makes a scene of a folder of photographs: cameras against the true ones, and what stops it."""
+"""The command that makes a scene of a folder of photographs: cameras against the true ones, and what stops it."""
 
 import json
 from pathlib import Path
 
 import cv2
-import estimate_cameras
 import numpy as np
 import pytest
-from estimate_cameras import EstimateCameras, estimate
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 
+from lrf_nerfstudio.commands import estimate_cameras
+from lrf_nerfstudio.commands.estimate_cameras import EstimateCameras, estimate
 from lrf_nerfstudio.synthetic.demo import demo_cameras, demo_scene
 from lrf_nerfstudio.synthetic.raytracer import render
 from lrf_nerfstudio.utils.cli import run
