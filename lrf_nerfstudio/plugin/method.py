@@ -20,7 +20,7 @@ from lrf_nerfstudio.vae import VAEConfig
 latent_splatfacto = MethodSpecification(
     config=LatentTrainerConfig(
         method_name="latent-splatfacto",
-        max_num_iterations=3000,
+        max_num_iterations=4000,
         steps_per_save=1000,
         steps_per_eval_batch=0,
         steps_per_eval_image=1000,

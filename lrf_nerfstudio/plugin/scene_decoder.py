@@ -11,7 +11,7 @@ from lrf_nerfstudio.vae import VAE, FieldNormalization, LinearRGB
 class SceneDecoderConfig:
     """The scene's own decoder, which the last part of a run fits with the field to the photographs."""
 
-    share: float = 0.5
+    share: float = 0.375
     """Fraction of the run that it is fitted in. 0 leaves it out: the VAE decodes, which is the method of the paper."""
     warmup: float = 0.03
     """Fraction of this part in which the decoder is fitted alone, before the Gaussians follow."""

@@ -70,7 +70,7 @@ class DensificationConfig:
     """Times that Gaussians are added and removed, spread evenly from start to stop."""
     opacity_threshold: float = 0.02
     """Gaussians below this opacity are transparent: the default strategy removes them, mcmc moves them."""
-    gradient_threshold: float = 0.002
+    gradient_threshold: float = 0.0005
     """The default strategy divides Gaussians in two when the mean norm of the gradient of their projected centers, in
     units of half the picture, is above this. Lower values give more Gaussians, finer fields and longer runs."""
     absgrad: bool = True
