@@ -2,16 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from lrf_nerfstudio.utils.pretrained import first_line, quiet
-
-if TYPE_CHECKING:
-    from transformers import CLIPModel, CLIPProcessor
 
 BATCH = 8
 """Pictures that are embedded at a time."""
@@ -46,10 +42,10 @@ class ClipScore:
                 folder = Path(snapshot_download(source, local_files_only=True))
             with quiet():
                 model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-                self._processor: CLIPProcessor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
+                self._processor = CLIPProcessor.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # missing and damaged files surface as many types, from several libraries
             raise OSError(f"CLIP model {source!r} is not on this machine, or damaged: {first_line(error)}") from error
-        self._model: CLIPModel = model.to(device).eval().requires_grad_(False)
+        self._model = model.to(device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor, texts: Sequence[str]) -> Tensor:

@@ -70,6 +70,7 @@ class DreamSplatPipeline(LatentPipeline):
         self._steps = 1  # of the run, until `prepare_training`
         if test_mode == "val":  # what is wrong with the prompt or the model is said before anything is loaded
             prompts_of(config).check()
+            config.guidance.check()
             config.diffusion.setup()
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
 

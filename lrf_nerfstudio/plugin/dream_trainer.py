@@ -75,16 +75,8 @@ class DreamSplatTrainer(LatentTrainer):
 def gif(pictures: Tensor) -> bytes:
     """Return pictures [N, H, W, 3], bytes, as an animated GIF that begins again at its end."""
     first, *rest = (Image.fromarray(picture.numpy()) for picture in pictures)
-    stream = io.BytesIO()
-    first.save(
-        stream,
-        "GIF",
-        save_all=True,
-        append_images=rest,
-        duration=round(1000 / FRAMES_PER_SECOND),
-        loop=0,
-        optimize=False,
-    )
+    stream, duration = io.BytesIO(), round(1000 / FRAMES_PER_SECOND)
+    first.save(stream, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)
     return stream.getvalue()
 
 

@@ -309,12 +309,16 @@ class LatentSplatfactoModel(SplatfactoModel):
                 if self.strategy is not None:
                     losses |= self.strategy.losses(self.gauss_params)
             if self.config.use_scale_regularization and self.step % 10 == 0:
-                extent = torch.exp(self.scales)
-                ratio = extent.amax(dim=-1) / extent.amin(dim=-1)
-                losses["scale_reg"] = 0.1 * (ratio - self.config.max_gauss_ratio).clamp(min=0).mean()
+                losses["scale_reg"] = self.needle_loss()
             if self.training:
                 self.camera_optimizer.get_loss_dict(losses)
         return losses
+
+    def needle_loss(self) -> Tensor:
+        """Return how far Gaussians are longer than `max_gauss_ratio` times their thickness, on average."""
+        extent = torch.exp(self.scales)
+        ratio = extent.amax(dim=-1) / extent.amin(dim=-1)
+        return 0.1 * (ratio - self.config.max_gauss_ratio).clamp(min=0).mean()
 
     def step_post_backward(self, step: int) -> None:
         assert step == self.step and self.strategy is not None

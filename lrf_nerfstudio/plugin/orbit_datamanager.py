@@ -57,7 +57,7 @@ class OrbitDataset(InputDataset):
 class OrbitDatamanager(RandomCamerasDataManager):
     """Random cameras around the object to train with, a fixed orbit to look at.
 
-    `RandomCamerasDataManager` is a base in name only: `ns-render spiral` refuses other datamanagers without photographs.
+    `RandomCamerasDataManager` is a base in name only: `ns-render spiral` refuses most others.
 
     Args:
         config: none of its options matters.
