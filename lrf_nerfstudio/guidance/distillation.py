@@ -58,7 +58,7 @@ class GuidanceConfig:
     ism_steps: int = 4
     """`ism`: steps of the DDIM inversion up to u, one evaluation of the U-Net each."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Check the ranges.
 
         Raises:
@@ -109,7 +109,12 @@ class ScoreGuidance:
     """
 
     def __init__(self, config: GuidanceConfig, denoiser: Denoiser, prompts: Prompts) -> None:
-        """Guide by a denoiser with the embeddings of prompts, which must be on its device."""
+        """Guide by a denoiser with the embeddings of prompts, which must be on its device.
+
+        Raises:
+            UserError: if a number of the configuration is out of its range.
+        """
+        config.check()
         self._config, self._denoiser, self._prompts = config, denoiser, prompts
         self._scale = SCALES[config.kind] if config.guidance_scale is None else config.guidance_scale
         self._alphas = denoiser.alphas_cumprod

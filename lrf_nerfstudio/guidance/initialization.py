@@ -37,7 +37,7 @@ class InitializationConfig:
     seed: int = 0
     """Seed of positions, rotations and latents."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Check the numbers.
 
         Raises:
@@ -61,8 +61,9 @@ def initial_gaussians(config: InitializationConfig, channels: int) -> dict[str, 
         What :func:`lrf_nerfstudio.field.seeding.first_gaussians` returns, with harmonics of degree 0.
 
     Raises:
-        UserError: if the file of points cannot be used.
+        UserError: if the file of points cannot be used, or a number of the configuration is out of its range.
     """
+    config.check()
     generator = torch.Generator().manual_seed(config.seed)
     means = _ball(config.count, config.radius, generator)
     if config.points is not None:

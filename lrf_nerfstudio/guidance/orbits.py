@@ -45,7 +45,7 @@ class OrbitConfig:
     seed: int = 0
     """Seed of the cameras; those of step n are the same in every run."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         """Check the ranges.
 
         Raises:
@@ -111,7 +111,11 @@ def evaluation_orbit(config: OrbitConfig, cell: float, device: str | torch.devic
         config: views and elevation.
         cell: pixels per cell, the VAE's spatial factor.
         device: where the cameras of the grid go.
+
+    Raises:
+        UserError: if a number of the configuration is out of its range.
     """
+    config.check()
     count = config.eval_views
     azimuths = 360.0 * np.arange(count) / count
     positions = np.mean(config.distance) * _directions(azimuths, np.full(count, config.eval_elevation))

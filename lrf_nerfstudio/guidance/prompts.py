@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from tyro.conf import Suppress
 
 from lrf_nerfstudio.guidance.models import DiffusionModel
 from lrf_nerfstudio.utils.cache import TensorCache
@@ -26,7 +27,7 @@ VIEWS: tuple[View, ...] = ("front", "side", "back", "overhead")
 class PromptConfig:
     """What to make."""
 
-    prompt: str = ""
+    prompt: Suppress[str] = ""  # on the command line, the option `--prompt` of nerfstudio
     """What to make, such as "a corgi with a crown"."""
     negative_prompt: str = ""
     """What it must not look like, such as "blurry, low quality"."""
@@ -42,6 +43,15 @@ class PromptConfig:
     """Cameras within so many degrees of azimuth of the back see the back; those in between see a side."""
     overhead_angle: float = 60.0
     """Cameras at a larger elevation, in degrees, see the object from overhead."""
+
+    def check(self) -> None:
+        """Check that there is a prompt.
+
+        Raises:
+            UserError: if there is none.
+        """
+        if not self.prompt.strip():
+            raise UserError('There is no prompt. Say what to make: --prompt "a corgi with a crown".')
 
 
 class Conditions(NamedTuple):
@@ -89,8 +99,7 @@ class ViewPrompts:
         Raises:
             UserError: if there is no prompt, or what `embed` raises.
         """
-        if not config.prompt.strip():
-            raise UserError('There is no prompt. Say what to make: --prompt "a corgi with a crown".')
+        config.check()
         self._config = config
         prompt = config.prompt.strip()
         texts = [f"{prompt}, {view} view" for view in VIEWS] if config.view_dependent else [prompt]

@@ -70,7 +70,11 @@ def render_views(config: OrbitConfig, views: int, cell: float) -> Iterator[View]
         config: where the cameras are, and the size of the pictures in cells.
         views: pictures of each object.
         cell: pixels per cell.
+
+    Raises:
+        UserError: if a number of the configuration is out of its range.
     """
+    config.check()
     rng = np.random.default_rng([config.seed, 1])
     side = round(config.cells * cell)
     steps = -(-views * len(OBJECTS) // config.views)

@@ -11,6 +11,8 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from nerfstudio.plugins.types import MethodSpecification
 
 from lrf_nerfstudio.plugin.datamanager import LatentDatamanagerConfig
+from lrf_nerfstudio.plugin.dream_pipeline import DreamSplatPipelineConfig
+from lrf_nerfstudio.plugin.dream_trainer import DreamSplatTrainerConfig
 from lrf_nerfstudio.plugin.model import LatentSplatfactoModelConfig
 from lrf_nerfstudio.plugin.optimizers import FusedAdamConfig, RunScheduleConfig
 from lrf_nerfstudio.plugin.pipeline import LatentPipelineConfig
@@ -70,3 +72,26 @@ def _with_stable_diffusion() -> MethodSpecification:
 
 
 latent_splatfacto_sd = _with_stable_diffusion()
+
+latent_dreamsplat = MethodSpecification(
+    config=DreamSplatTrainerConfig(
+        method_name="latent-dreamsplat",
+        max_num_iterations=5000,
+        steps_per_save=1000,
+        steps_per_eval_batch=0,
+        steps_per_eval_image=250,
+        steps_per_eval_all_images=0,
+        pipeline=DreamSplatPipelineConfig(),
+        optimizers={
+            "means": {"optimizer": FusedAdamConfig(lr=2e-3), "scheduler": RunScheduleConfig(lr_final=1e-4)},
+            "features_dc": {"optimizer": FusedAdamConfig(lr=1e-2), "scheduler": RunScheduleConfig(lr_final=5e-3)},
+            "features_rest": {"optimizer": FusedAdamConfig(lr=5e-4), "scheduler": RunScheduleConfig()},
+            "opacities": {"optimizer": FusedAdamConfig(lr=2e-2), "scheduler": RunScheduleConfig()},
+            "scales": {"optimizer": FusedAdamConfig(lr=5e-3), "scheduler": RunScheduleConfig(lr_final=1e-3)},
+            "quats": {"optimizer": FusedAdamConfig(lr=1e-3), "scheduler": RunScheduleConfig()},
+        },
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 15, websocket_host="127.0.0.1"),
+        vis="viewer+tensorboard",
+    ),
+    description="Text to 3D: Gaussians in a latent space, guided by a latent diffusion model such as Stable Diffusion.",
+)

@@ -19,7 +19,7 @@ from torch.nn import Parameter, ParameterDict
 
 from lrf_nerfstudio.evaluation.metrics import ImageMetrics
 from lrf_nerfstudio.evaluation.views import compare_view
-from lrf_nerfstudio.field.backgrounds import Background, plain_color
+from lrf_nerfstudio.field.backgrounds import Background, Color, plain_color
 from lrf_nerfstudio.field.cameras import GridCamera, adjusted, enlarged
 from lrf_nerfstudio.field.seeding import SH_C0, fair_sample, first_gaussians
 from lrf_nerfstudio.field.similarity import fitting_loss, picture_loss
@@ -33,6 +33,9 @@ from lrf_nerfstudio.splatting.strategies import DensificationConfig, Strategy, m
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.utils.timing import Stopwatch
 from lrf_nerfstudio.vae import VAE, FieldNormalization, LinearRGB
+
+FEWEST_GAUSSIANS = 4
+"""The first Gaussians are as large as the distance to their three nearest neighbors."""
 
 
 @dataclass
@@ -108,17 +111,9 @@ class LatentSplatfactoModel(SplatfactoModel):
         self.linear_rgb = linear_rgb or LinearRGB(channels)
         random_color = self.config.background_color == "random"
         training_color = None if random_color else plain_color(get_color(self.config.background_color))
-        self.background = Background(self.vae, self.normalization, background_rgb, training_color)
-
-        if self.seed_points is not None and not self.config.random_init:
-            means, latents = self.seed_points
-        else:
-            # A checkpoint that is going to be loaded replaces them: a few will do, and cost no nearest neighbors.
-            count = self.config.num_random if normalization is not None else 4
-            means = (torch.rand(count, 3) - 0.5) * self.config.random_scale
-            latents = torch.rand(count, channels)
-        kept = fair_sample(len(means), self.config.densification.max_gaussians)
-        gaussians = first_gaussians(means[kept], latents[kept], self.config.sh_degree)
+        self.background = self.make_background(background_rgb, training_color)
+        # A checkpoint that is going to be loaded replaces them: a few will do, and cost no nearest neighbors.
+        gaussians = self.first_gaussians(FEWEST_GAUSSIANS if normalization is None else None)
         self.gauss_params = ParameterDict({name: Parameter(tensor) for name, tensor in gaussians.items()})
         self.camera_optimizer: CameraOptimizer = self.config.camera_optimizer.setup(
             num_cameras=self.num_train_data, device="cpu"
@@ -134,6 +129,25 @@ class LatentSplatfactoModel(SplatfactoModel):
         )
         self.strategy: Strategy | None = None  # until `prepare_training`
         self.strategy_state: dict[str, Tensor] = {}
+
+    def make_background(self, scene_color: Tensor | None, training_color: Color | None) -> Background:
+        """Return what is behind the Gaussians; arguments as for :class:`Background`."""
+        return Background(self.vae, self.normalization, scene_color, training_color)
+
+    def first_gaussians(self, count: int | None) -> dict[str, Tensor]:
+        """Return the Gaussians that training starts from, see :func:`first_gaussians`.
+
+        Args:
+            count: how many random ones suffice, because a checkpoint replaces them; None to train with.
+        """
+        if self.seed_points is not None and not self.config.random_init:
+            means, latents = self.seed_points
+        else:
+            number = self.config.num_random if count is None else count
+            means = (torch.rand(number, 3) - 0.5) * self.config.random_scale
+            latents = torch.rand(number, self.vae.latent_channels)
+        kept = fair_sample(len(means), self.config.densification.max_gaussians)
+        return first_gaussians(means[kept], latents[kept], self.config.sh_degree)
 
     def prepare_training(self, steps: int) -> None:
         """Make what only training needs, for a run of so many steps, before a checkpoint is loaded.
@@ -295,12 +309,16 @@ class LatentSplatfactoModel(SplatfactoModel):
                 if self.strategy is not None:
                     losses |= self.strategy.losses(self.gauss_params)
             if self.config.use_scale_regularization and self.step % 10 == 0:
-                extent = torch.exp(self.scales)
-                ratio = extent.amax(dim=-1) / extent.amin(dim=-1)
-                losses["scale_reg"] = 0.1 * (ratio - self.config.max_gauss_ratio).clamp(min=0).mean()
+                losses["scale_reg"] = self.needle_loss()
             if self.training:
                 self.camera_optimizer.get_loss_dict(losses)
         return losses
+
+    def needle_loss(self) -> Tensor:
+        """Return how far Gaussians are longer than `max_gauss_ratio` times their thickness, on average."""
+        extent = torch.exp(self.scales)
+        ratio = extent.amax(dim=-1) / extent.amin(dim=-1)
+        return 0.1 * (ratio - self.config.max_gauss_ratio).clamp(min=0).mean()
 
     def step_post_backward(self, step: int) -> None:
         assert step == self.step and self.strategy is not None
@@ -342,7 +360,8 @@ class LatentSplatfactoModel(SplatfactoModel):
             )
             features, depth, alpha, self.info = rasterize(gaussians, camera.viewmats, camera.Ks, settings)
             asked_for = renderers.BACKGROUND_COLOR_OVERRIDE  # by ns-render and the viewer, inside a crop box
-            background = self.background(None if asked_for is None else plain_color(asked_for))
+            override = None if asked_for is None else plain_color(asked_for)
+            background = self.background(override, views=len(camera.viewmats))
             return FieldRender(features + (1 - alpha) * background, alpha, depth)
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from lrf_nerfstudio.plugin.model import LatentSplatfactoModel, LatentSplatfactoM
 from lrf_nerfstudio.splatting import prepare_backend
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.utils.progress import track
-from lrf_nerfstudio.vae import FieldNormalization, LinearRGB, VAEConfig, downsample_mask
+from lrf_nerfstudio.vae import VAE, FieldNormalization, LinearRGB, VAEConfig, downsample_mask
 
 MAX_VIEWS_FOR_LINEAR_RGB = 16
 """Photographs that the linear latent-to-RGB map is fitted to: 3 (C + 1) numbers need no more."""
@@ -64,7 +64,7 @@ class LatentPipeline(VanillaPipeline):
         Pipeline.__init__(self)
         provide_ffmpeg()  # ns-render looks for it once it has its pipeline
         if world_size > 1:
-            raise UserError("latent-splatfacto trains on one device: leave out --machine.num-devices.")
+            raise UserError("This method trains on one device: leave out --machine.num-devices.")
         self.config = config
         self.test_mode = test_mode
         self.world_size = world_size
@@ -72,14 +72,14 @@ class LatentPipeline(VanillaPipeline):
             device = "cpu"
         prepare_backend(device)
         vae = config.vae.setup(device)
-        self.datamanager = config.datamanager.setup(
-            device=device, test_mode=test_mode, world_size=world_size, local_rank=local_rank, vae=vae
+        self.datamanager = self.setup_datamanager(
+            vae, device, test_mode=test_mode, world_size=world_size, local_rank=local_rank
         )
         self.datamanager.to(device)
         dataset = self.datamanager.train_dataset
         # Of the targets of training; in a list, which hides it from nn.Module.
         self._target_maps: list[FieldNormalization] = []
-        initial_state = self._initial_state() if test_mode == "val" else {}
+        initial_state = self.initial_state(vae) if test_mode == "val" else {}
         self._model = config.model.setup(
             scene_box=dataset.scene_box,
             num_train_data=len(dataset),
@@ -95,12 +95,21 @@ class LatentPipeline(VanillaPipeline):
     def model(self) -> LatentSplatfactoModel:
         return self._model
 
+    def setup_datamanager(self, vae: VAE, device: str | torch.device, **options: Any) -> LatentDatamanager:
+        """Make the datamanager; `options` are those that nerfstudio's datamanagers take."""
+        datamanager: LatentDatamanager = self.config.datamanager.setup(device=device, vae=vae, **options)
+        return datamanager
+
     def prepare_training(self, steps: int) -> None:
         """Make what only training needs, for a run of so many steps, before a checkpoint is loaded."""
         self.model.prepare_training(steps)
         self.datamanager.prepare_training(self.model.latent_steps, self.model.scene_decoder)
 
-    def _initial_state(self) -> dict[str, Any]:
+    def is_light(self, step: int) -> bool:
+        """Return whether a training step is many small operations, which more threads only slow down on a CPU."""
+        return step < self.model.latent_steps
+
+    def initial_state(self, vae: VAE) -> dict[str, Any]:
         """What a new field starts from: maps between latents, field latents and RGB, and seed points with features."""
         datamanager, dataset = self.datamanager, self.datamanager.train_dataset
         datamanager.encode_train_views()
@@ -147,7 +156,7 @@ class LatentPipeline(VanillaPipeline):
         prefix = "_model."
         unexpected = [name for name in state_dict if not name.startswith(prefix)]
         if unexpected or f"{prefix}_extra_state" not in state_dict:
-            raise UserError("The checkpoint was not written by latent-splatfacto.")
+            raise UserError("The checkpoint was not written by this method.")
         state = {name.removeprefix(prefix): value for name, value in state_dict.items()}
         keys = self.model.load_state_dict(state, strict=True)
         if self._target_maps:

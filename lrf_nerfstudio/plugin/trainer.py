@@ -113,7 +113,7 @@ class LatentTrainer(Trainer):
                 # nerfstudio steps all schedules, also of parameters that are fitted later.
                 stack.enter_context(warnings.catch_warnings())
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-            if self.device == "cpu" and step < self.pipeline.model.latent_steps:
+            if self.device == "cpu" and self.pipeline.is_light(step):
                 stack.enter_context(single_threaded())
             return super().train_iteration(step)
 

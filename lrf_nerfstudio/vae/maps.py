@@ -53,6 +53,14 @@ class FieldNormalization(nn.Module):
         normalization.scale.copy_(torch.where(constant, torch.ones_like(scale), scale))
         return normalization
 
+    @classmethod
+    def to_scaled(cls, channels: int, scaling_factor: float, shift_factor: float) -> "FieldNormalization":
+        """Return the map whose field latents are the scaled latents of a VAE, what diffusion models see."""
+        normalization = cls(channels)
+        normalization.shift.fill_(shift_factor)
+        normalization.scale.fill_(1.0 / scaling_factor)
+        return normalization
+
     def to_field(self, latents: Tensor) -> Tensor:
         """Map latents [..., C, h, w] to field latents [..., h, w, C]; differentiable."""
         return (latents.movedim(-3, -1) - self.shift) / self.scale

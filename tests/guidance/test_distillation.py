@@ -309,4 +309,4 @@ def test_perp_neg_departs_from_other_views_only_across_the_prompt():
 )
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(UserError, match=f"--pipeline.guidance.{message}"):
-        GuidanceConfig(**options)
+        GuidanceConfig(**options).check()

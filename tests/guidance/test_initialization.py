@@ -96,4 +96,4 @@ def test_files_without_points_are_refused(tmp_path, name, write, message):
 @pytest.mark.parametrize("options", [{"count": 3}, {"radius": 0.0}, {"opacity": 1.0}, {"feature_std": -1.0}])
 def test_impossible_numbers_are_refused(options):
     with pytest.raises(UserError, match="initialization"):
-        InitializationConfig(**options)
+        InitializationConfig(**options).check()

@@ -97,4 +97,4 @@ def test_the_fixed_orbit_is_one_turn_from_the_front():
 )
 def test_impossible_ranges_are_refused(options, name):
     with pytest.raises(UserError, match=name):
-        OrbitConfig(**options)
+        OrbitConfig(**options).check()

@@ -4,9 +4,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.engine.trainer import TrainerConfig
 
-from lrf_nerfstudio.plugin.method import latent_splatfacto
+from lrf_nerfstudio.guidance import OrbitConfig
+from lrf_nerfstudio.plugin.dream_trainer import DreamSplatTrainer
+from lrf_nerfstudio.plugin.method import latent_dreamsplat, latent_splatfacto
 from lrf_nerfstudio.plugin.pipeline import LatentPipeline
 from lrf_nerfstudio.plugin.trainer import LatentTrainer
 
@@ -19,6 +22,11 @@ def make_config(scene: Path, vae: Path, output: Path, device: str = "cpu", **opt
     config = copy.deepcopy(latent_splatfacto.config)
     config.pipeline.datamanager.data = config.data = scene
     config.pipeline.vae.source = str(vae)
+    _set(config, output, device, options)
+    return config
+
+
+def _set(config: TrainerConfig, output: Path, device: str, options: dict[str, Any]) -> None:
     config.output_dir, config.timestamp, config.vis = output, "run", "tensorboard"
     config.machine.device_type = device
     for name, value in options.items():
@@ -30,6 +38,18 @@ def make_config(scene: Path, vae: Path, output: Path, device: str = "cpu", **opt
             target = getattr(target, part)
         assert hasattr(target, attribute), name
         setattr(target, attribute, value)
+
+
+def make_dream_config(
+    diffusion: Path, output: Path, prompt: str = "a red cube", device: str = "cpu", **options: Any
+) -> TrainerConfig:
+    """The configuration of text to 3D with a diffusion model whose autoencoder is in its folder."""
+    config = copy.deepcopy(latent_dreamsplat.config)
+    config.prompt = config.pipeline.model.prompt = prompt
+    config.pipeline.diffusion.source, config.pipeline.vae.source = str(diffusion), str(diffusion / "vae")
+    config.pipeline.model.initialization.count = 200
+    config.pipeline.orbits = OrbitConfig(views=2, cells=16, eval_views=4)
+    _set(config, output, device, options)
     return config
 
 
@@ -44,7 +64,17 @@ def make_trainer(
     scene: Path, vae: Path, output: Path, steps: int, load_from: tuple[Path, int | None] | None = None, **options: Any
 ) -> LatentTrainer:
     """A trainer that is ready to train for a number of steps, from a checkpoint folder and step if given."""
-    config = make_config(scene, vae, output, **options)
+    return _trainer(make_config(scene, vae, output, **options), steps, load_from)
+
+
+def make_dream_trainer(
+    diffusion: Path, output: Path, steps: int, load_from: tuple[Path, int | None] | None = None, **options: Any
+) -> DreamSplatTrainer:
+    """The same of text to 3D."""
+    return _trainer(make_dream_config(diffusion, output, **options), steps, load_from)
+
+
+def _trainer(config: TrainerConfig, steps: int, load_from: tuple[Path, int | None] | None) -> Any:
     config.max_num_iterations = steps
     if load_from is not None:
         config.load_dir, config.load_step = load_from
@@ -52,3 +82,14 @@ def make_trainer(
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
     return trainer
+
+
+def take_step(trainer: LatentTrainer, step: int) -> Any:
+    """Take a step as nerfstudio's loop does."""
+    trainer.pipeline.train()
+    for location in (TrainingCallbackLocation.BEFORE_TRAIN_ITERATION, TrainingCallbackLocation.AFTER_TRAIN_ITERATION):
+        if location is TrainingCallbackLocation.AFTER_TRAIN_ITERATION:
+            losses = trainer.train_iteration(step)
+        for callback in trainer.callbacks:
+            callback.run_callback_at_location(step, location)
+    return losses

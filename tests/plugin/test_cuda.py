@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import DEVICE, FakeGPU, fake_cuda
-from in_process import make_config, make_pipeline, make_trainer
+from in_process import make_config, make_pipeline, make_trainer, take_step
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.configs.base_config import MachineConfig
-from nerfstudio.engine.callbacks import TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from tiny_scenes import write_scene
 
 from lrf_nerfstudio.plugin.cameras import grid_camera
@@ -53,17 +53,6 @@ def place_trainer(gpu: FakeGPU, trainer: LatentTrainer) -> LatentTrainer:
     attributes = TrainingCallbackAttributes(trainer.optimizers, trainer.grad_scaler, pipeline, trainer)
     trainer.callbacks = pipeline.get_training_callbacks(attributes)
     return trainer
-
-
-def take_step(trainer: LatentTrainer, step: int) -> Any:
-    """Take a step as nerfstudio's loop does."""
-    trainer.pipeline.train()
-    for location in (TrainingCallbackLocation.BEFORE_TRAIN_ITERATION, TrainingCallbackLocation.AFTER_TRAIN_ITERATION):
-        if location is TrainingCallbackLocation.AFTER_TRAIN_ITERATION:
-            losses = trainer.train_iteration(step)
-        for callback in trainer.callbacks:
-            callback.run_callback_at_location(step, location)
-    return losses
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from commands import start, wait_until
+from equality import assert_equal
 from in_process import make_trainer
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from PIL import Image
@@ -36,23 +37,6 @@ def run_folder(scene: Path, output: Path) -> Path:
 def only_checkpoint(folder: Path) -> dict[str, Any]:
     (path,) = (folder / "nerfstudio_models").iterdir()
     return torch.load(path, weights_only=True)
-
-
-def assert_equal(a: Any, b: Any, name: str = "checkpoint") -> None:
-    """Equal value by value, tensors bit by bit."""
-    assert type(a) is type(b), name
-    if isinstance(a, dict):
-        assert list(a) == list(b), name
-        for key in a:
-            assert_equal(a[key], b[key], f"{name}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), name
-        for index, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_equal(x, y, f"{name}.{index}")
-    elif isinstance(a, torch.Tensor):
-        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=name)
-    else:
-        assert a == b, name
 
 
 # ---------------------------------------------------------------------------------------------------- resume
