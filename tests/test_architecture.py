@@ -10,6 +10,7 @@ PACKAGE = "lrf_nerfstudio"
 ROOT = Path(__file__).parents[1] / PACKAGE
 
 LEVELS = (
+    {"commands"},
     {"plugin"},
     {"training", "guidance", "evaluation"},
     {"field", "correspondence", "synthetic"},

@@ -1,0 +1,1 @@
+"""What the scripts run: one module for each, with its options and its `main`."""
