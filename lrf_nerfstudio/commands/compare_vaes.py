@@ -3,6 +3,9 @@
 Fits a field for each VAE and scene, and compares its decoded renders of training and held-out views with the
 photographs.
 
+The source `rgb-f4` (f2 to f32) is RGB at 1/4 of the resolution, enlarged: what a VAE of this factor must beat. With
+--scene-decoder, each VAE has a second row, of fields whose pictures are made by the scene's own decoder.
+
 VAEs with the same encoder share a field, decoded by each: those before and after stage III, for example. The source
 `rgb` is no VAE: the scene is splatted in RGB at full resolution by the same code. Where it is among them, its renders
 are also encoded and decoded by each VAE ("recoded"): what a latent field as good as it would give. Run again after an
@@ -33,7 +36,8 @@ from lrf_nerfstudio.evaluation.decoding import (
 )
 from lrf_nerfstudio.evaluation.metrics import ImageMetrics
 from lrf_nerfstudio.evaluation.names import named
-from lrf_nerfstudio.plugin.fitting import FittingConfig
+from lrf_nerfstudio.plugin.fitting import FittingConfig, attempted
+from lrf_nerfstudio.plugin.measuring import MeasuringConfig, Method, SceneData, measure
 from lrf_nerfstudio.plugin.pair_building import PairConfig, build_scenes, check_names
 from lrf_nerfstudio.training.data.scene_pairs import ScenePairs
 from lrf_nerfstudio.utils.errors import UserError
@@ -53,6 +57,8 @@ class CompareVAEs(FittingConfig):
     """VAEs: sources as for --pipeline.vae.source, each with a name for table and figure if wished (NAME=SOURCE)."""
     output: Path = Path("comparison")
     """Folder for table.md, table.json and figure.png, and for fields and measures, which a second run takes up."""
+    scene_decoder: bool = False
+    """Fit each scene with the scene's own decoder too, and add a row of it for each VAE."""
     download_lpips: bool = False
     """Download the weights of LPIPS's AlexNet where they are missing (230 MB); without them LPIPS is left out."""
 
@@ -92,6 +98,9 @@ def compare(options: CompareVAEs) -> tuple[list[Mapping[str, Any]], list[str]]:
         for name, pairs in by_vae.items():
             measured = measures(options.output, scene, pairs, vaes[name], rgb, metrics)
             rows.append({"scene": scene, "vae": name, **measured, "cost": pairs.cost})
+        for name, pairs in by_vae.items() if options.scene_decoder else ():
+            if vaes[name].source != RGB:
+                rows += with_scene_decoder(options, pairs, name, vaes[name])
     rows = with_means(rows)
     if scenes:
         write_atomically(options.output / "table.json", (json.dumps(rows, indent=2) + "\n").encode(), "--output")
@@ -121,6 +130,26 @@ def measures(
         lambda advance: measure_recoding(*rgb, vae, metrics, advance),
     )
     return {**decoding, "novel": decoding["novel"] | recoding}
+
+
+def with_scene_decoder(options: CompareVAEs, pairs: ScenePairs, name: str, vae: VAE) -> list[Mapping[str, Any]]:
+    """The row of a VAE with the scene's own decoder, as `lrf benchmark` measures it; none if that failed."""
+    scene = Path(pairs.scene)
+    file = options.output / "measures" / f"{vae.fingerprint[:12]}-{vae.decoder_fingerprint[:12]}-decoder"
+    method, data = Method(name, vae.source, scene_decoder=True), SceneData(scene, options.downscale_factor)
+    config = MeasuringConfig(options.steps, download_lpips=options.download_lpips)
+    fits = options.output / "decoder-fits" / scene.name
+    row = attempted(
+        lambda: once(
+            file / f"{scene.name}.json",
+            f"Fitting {scene.name} with {vae.source} and a decoder of its own",
+            1,
+            lambda _: measure(data, method, vae, fits, config)[0],
+        )
+    )
+    if row is None:
+        return []
+    return [{"scene": scene.name, "vae": f"{name}, the scene's decoder", "train": {}, **row}]
 
 
 def once(file: Path, description: str, total: int, measure: Callable[[Callable[[], None]], Any]) -> Any:

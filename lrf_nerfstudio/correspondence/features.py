@@ -46,7 +46,6 @@ def detect_features(path: Path, max_features: int) -> Features:
     Raises:
         UserError: the image cannot be decoded.
     """
-    import cv2
     from PIL import Image
 
     try:
@@ -54,6 +53,13 @@ def detect_features(path: Path, max_features: int) -> Features:
             gray = np.asarray(image.convert("L"))
     except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for files that are cut off or damaged
         raise UserError(f"The image {path} cannot be read: {error}.") from error
+    return features_of(gray, max_features)
+
+
+def features_of(gray: np.ndarray, max_features: int) -> Features:
+    """The `max_features` features of highest contrast of a picture [H, W] uint8."""
+    import cv2
+
     # OpenCV's own values up to three: half its contrast threshold, as COLMAP has it (2.2 times as many matches obey the
     # cameras of plush, 1.2 times as many those of kitchen, and no smaller share); the type of the descriptors; and the
     # cure of a shift of the keypoints by a quarter of a pixel.

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrf_nerfstudio.evaluation.metrics import ImageMetrics
+from lrf_nerfstudio.evaluation.tables import Column, as_markdown, grid_of_pictures, make_table, mean_of
 from lrf_nerfstudio.training.data.latent_crops import KINDS
 from lrf_nerfstudio.training.data.scene_pairs import ScenePairs
 from lrf_nerfstudio.vae import VAE
@@ -16,22 +17,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = {
-    "novel PSNR": ("novel", "psnr", 2),
-    "SSIM": ("novel", "ssim", 3),
-    "LPIPS": ("novel", "lpips", 3),
-    "train PSNR": ("train", "psnr", 2),
-    "train SSIM": ("train", "ssim", 3),
-    "train LPIPS": ("train", "lpips", 3),
-    "latent PSNR": ("novel", "latent_psnr", 2),
-    "train latent PSNR": ("train", "latent_psnr", 2),
-    "recoded PSNR": ("novel", "recoded_psnr", 2),
-    "recoded SSIM": ("novel", "recoded_ssim", 3),
-    "recoded LPIPS": ("novel", "recoded_lpips", 3),
-    "ceiling PSNR": ("novel", "ceiling_psnr", 2),
-    "ceiling SSIM": ("novel", "ceiling_ssim", 3),
-    "ceiling LPIPS": ("novel", "ceiling_lpips", 3),
-    "fit, s": ("cost", "seconds", 0),
-    "memory, GB": ("cost", "gigabytes", 2),
+    "novel PSNR": Column("novel", "psnr", 2),
+    "SSIM": Column("novel", "ssim", 3),
+    "LPIPS": Column("novel", "lpips", 3),
+    "the VAE's PSNR": Column("novel", "vae_psnr", 2),
+    "the VAE's SSIM": Column("novel", "vae_ssim", 3),
+    "train PSNR": Column("train", "psnr", 2),
+    "train SSIM": Column("train", "ssim", 3),
+    "train LPIPS": Column("train", "lpips", 3),
+    "latent PSNR": Column("novel", "latent_psnr", 2),
+    "train latent PSNR": Column("train", "latent_psnr", 2),
+    "recoded PSNR": Column("novel", "recoded_psnr", 2),
+    "recoded SSIM": Column("novel", "recoded_ssim", 3),
+    "recoded LPIPS": Column("novel", "recoded_lpips", 3),
+    "ceiling PSNR": Column("novel", "ceiling_psnr", 2),
+    "ceiling SSIM": Column("novel", "ceiling_ssim", 3),
+    "ceiling LPIPS": Column("novel", "ceiling_lpips", 3),
+    "fit, s": Column("cost", "seconds", 0),
+    "memory, GB": Column("cost", "gigabytes", 2),
 }
 """Columns of the table: kind of views or cost of the fit, metric, decimals."""
 
@@ -66,7 +69,7 @@ def measure_decoding(
             ceiling = metrics(_decode(vae, encoded, image), image, mask)
             of_views.append(values | {f"ceiling_{name}": value for name, value in ceiling.items()})
             advance()
-        means[kind] = _mean(of_views)
+        means[kind] = mean_of(of_views)
     return means
 
 
@@ -97,7 +100,7 @@ def measure_recoding(
         encoded = vae.encode(_decode(rgb_vae, latent, image)[None])[0]
         of_views.append(metrics(_decode(vae, encoded, image), image, mask))
         advance()
-    return {f"recoded_{name}": value for name, value in _mean(of_views).items()}
+    return {f"recoded_{name}": value for name, value in mean_of(of_views).items()}
 
 
 def _view(pairs: ScenePairs, view: int, steps: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -122,27 +125,14 @@ def with_means(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     for vae in dict.fromkeys(row["vae"] for row in rows) if len(scenes) > 1 else ():
         of_vae = [row for row in rows if row["vae"] == vae]
         if len(of_vae) == len(scenes):
-            means = {part: _mean([row[part] for row in of_vae]) for part in (*KINDS, "cost")}
+            means = {part: mean_of([row[part] for row in of_vae]) for part in (*KINDS, "cost")}
             result.append({"scene": "mean", "vae": vae, **means})
     return result
 
 
-def _mean(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    names = [name for name in values[0] if all(name in of_scene for of_scene in values)]
-    return {name: sum(of_scene[name] for of_scene in values) / len(values) for name in names}
-
-
 def decoding_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows {scene, vae, train, novel, cost} as Markdown; columns that have no number anywhere are left out."""
-    columns = {title: column for title, column in COLUMNS.items() if any(column[1] in row[column[0]] for row in rows)}
-    lines = [["scene", "VAE", *columns], ["---", "---", *["---:"] * len(columns)]]
-    for row in rows:
-        cells = [
-            f"{row[kind][metric]:.{decimals}f}" if metric in row[kind] else "-"
-            for kind, metric, decimals in columns.values()
-        ]
-        lines.append([row["scene"], row["vae"], *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return as_markdown(make_table(rows, {"scene": "scene", "VAE": "vae"}, COLUMNS))
 
 
 @torch.no_grad()
@@ -153,8 +143,6 @@ def decoding_figure(scenes: Mapping[str, Mapping[str, ScenePairs]], vaes: Mappin
         scenes: scene -> VAE -> the pairs in the latent space of that VAE.
         vaes: by name.
     """
-    from matplotlib.figure import Figure
-
     titles = ["photograph", f"ceiling of {next(iter(vaes))}", *vaes]
     rows: list[dict[str, Tensor]] = []
     for by_vae in scenes.values():
@@ -168,17 +156,8 @@ def decoding_figure(scenes: Mapping[str, Mapping[str, ScenePairs]], vaes: Mappin
                 row[titles[1]] = _decode(vaes[name], vaes[name].encode(image[None])[0], image)
             row[name] = _decode(vaes[name], latent, image)
         rows.append(row)
-    ratios = [picture.shape[0] / picture.shape[1] for picture in (row["photograph"] for row in rows)]
-    figure = Figure(figsize=(3 * len(titles), 3 * sum(ratios) + 0.3 * len(rows)), layout="constrained")
-    panels = figure.subplots(len(rows), len(titles), squeeze=False, gridspec_kw={"height_ratios": ratios})
-    for scene, row, of_row in zip(scenes, rows, panels, strict=True):
-        of_row[0].set_ylabel(scene)
-        for title, panel in zip(titles, of_row, strict=True):
-            panel.set(xticks=[], yticks=[])
-            if title in row:
-                panel.imshow(row[title].cpu().numpy(), interpolation="none")
-            else:
-                panel.set_frame_on(False)
-    for title, panel in zip(titles, panels[0], strict=True):
-        panel.set_title(title)
-    return figure
+    pictures = {
+        scene: {title: picture.cpu().numpy() for title, picture in row.items()}
+        for scene, row in zip(scenes, rows, strict=True)
+    }
+    return grid_of_pictures(pictures, titles)

@@ -1,5 +1,7 @@
 """PSNR, SSIM and LPIPS of a picture against a photograph."""
 
+from typing import Literal
+
 import torch
 from pytorch_msssim import ssim
 from rich.console import Console
@@ -26,10 +28,16 @@ class ImageMetrics:
         download_lpips: whether the weights of LPIPS may be downloaded. Otherwise LPIPS is computed only where they are
             in PyTorch's cache already; where they are not, that is said once and the metric left out.
         option: how a user asks for the download.
+        network: whose features LPIPS compares; numbers of different networks cannot be compared.
     """
 
-    def __init__(self, download_lpips: bool = False, option: str = "--pipeline.model.download-lpips True"):
-        self.download_lpips, self.option = download_lpips, option
+    def __init__(
+        self,
+        download_lpips: bool = False,
+        option: str = "--pipeline.model.download-lpips True",
+        network: Literal["alex", "vgg"] = "alex",
+    ):
+        self.download_lpips, self.option, self.network = download_lpips, option, network
         self._lpips: torch.nn.Module | None = None
         self._lpips_is_missing = False
 
@@ -55,7 +63,7 @@ class ImageMetrics:
         if self._lpips is not None or self._lpips_is_missing:
             return self._lpips
         try:
-            self._lpips = load_lpips("alex", self.download_lpips).to(device)
+            self._lpips = load_lpips(self.network, self.download_lpips).to(device)
         except (OSError, ImportError) as error:  # URLError is an OSError
             self._lpips_is_missing = True
             Console().print(f"[yellow]LPIPS is left out: {error}; {self.option} fetches it.")

@@ -21,7 +21,7 @@ from tyro.conf import Suppress
 from lrf_nerfstudio.field.cameras import GridCamera
 from lrf_nerfstudio.field.decoder import SceneDecoder
 from lrf_nerfstudio.plugin.cameras import grid_camera
-from lrf_nerfstudio.plugin.dataparser import parse, setup_dataparser
+from lrf_nerfstudio.plugin.dataparser import parse, select_images, setup_dataparser, with_points
 from lrf_nerfstudio.plugin.dataset import PinholeDataset
 from lrf_nerfstudio.plugin.photographs import Part, Photographs
 from lrf_nerfstudio.utils.errors import UserError
@@ -42,6 +42,15 @@ class LatentDatamanagerConfig(FullImageDatamanagerConfig):
     shifts: int = 1
     """Encode every training photograph at N x N places of the latent grid, parts of a cell apart, which the steps take
     in turn. 2 makes finer fields than 1, for four times the encoding and the memory of latents."""
+    train_images: tuple[str, ...] = ()
+    """Names of the photographs that are trained on, instead of the data parser's choice; needs `eval_images`."""
+    eval_images: tuple[str, ...] = ()
+    """Names of the photographs that are held out; needs `train_images`."""
+    crop: int = 1
+    """Cut photographs in the middle to a multiple of so many pixels along each axis, as some papers do."""
+    points: Path | None = None
+    """A point cloud (.ply, in the coordinates of the data set's cameras) that the first Gaussians are put at, instead
+    of the data set's own. `lrf triangulate` makes one from known cameras."""
     photograph_memory: float = 4.0
     """Gigabytes of training photographs that stay in memory, as bytes, for the scene's decoder; the others are read
     when they are needed."""
@@ -102,6 +111,10 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         if config.data is None:
             config.data = config.dataparser.data
         config.dataparser.data = Path(config.data)
+        if bool(config.train_images) != bool(config.eval_images):
+            raise UserError("Give both --pipeline.datamanager.train-images and .eval-images, or neither.")
+        if config.train_images and hasattr(config.dataparser, "eval_mode"):
+            config.dataparser.eval_mode = "all"  # the lists choose from all photographs
         self.dataparser = setup_dataparser(config.dataparser)
         if test_mode == "inference":
             self.dataparser.downscale_factor = 1  # nerfstudio's parsers open an image to choose it
@@ -109,8 +122,16 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
 
         self.train_dataparser_outputs: DataparserOutputs = parse(self.dataparser, config.dataparser.data, "train")
         eval_outputs = parse(self.dataparser, config.dataparser.data, self.test_split)
-        self.train_dataset = PinholeDataset(self.train_dataparser_outputs, config.camera_res_scale_factor)
-        self.eval_dataset = PinholeDataset(eval_outputs, config.camera_res_scale_factor)
+        if config.train_images:
+            self.train_dataparser_outputs = select_images(self.train_dataparser_outputs, config.train_images)
+            eval_outputs = select_images(eval_outputs, config.eval_images)
+        if config.points is not None and test_mode == "val":  # only training begins at points
+            self.train_dataparser_outputs = with_points(self.train_dataparser_outputs, config.points)
+        scale, crop = config.camera_res_scale_factor, config.crop
+        if crop < 1:
+            raise UserError(f"--pipeline.datamanager.crop must be 1 or more, not {crop}.")
+        self.train_dataset = PinholeDataset(self.train_dataparser_outputs, scale, crop)
+        self.eval_dataset = PinholeDataset(eval_outputs, scale, crop)
         self.exclude_batch_keys_from_device = self.train_dataset.exclude_batch_keys_from_device
         DataManager.__init__(self)
 

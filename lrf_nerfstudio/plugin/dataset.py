@@ -26,16 +26,22 @@ class PinholeDataset(InputDataset):
     nerfstudio's splatting data manager undistorts all images at once and keeps them; here an image is undistorted when
     it is asked for, and `cameras` describes the undistorted images without opening any of them. Images have three
     channels: what is transparent is composited over the parser's `alpha_color`.
+
+    Args:
+        dataparser_outputs: the photographs and their cameras.
+        scale_factor: resizes the photographs.
+        crop: cut undistorted photographs in the middle to a multiple of so many pixels along each axis; 1 cuts nothing.
     """
 
     cameras: Cameras
 
-    def __init__(self, dataparser_outputs: DataparserOutputs, scale_factor: float = 1.0):
+    def __init__(self, dataparser_outputs: DataparserOutputs, scale_factor: float = 1.0, crop: int = 1):
         if dataparser_outputs.alpha_color is None:
             dataparser_outputs = replace(dataparser_outputs, alpha_color=torch.full((3,), TRANSPARENT_RGB))
         super().__init__(dataparser_outputs, scale_factor)
         self._distorted_cameras = self.cameras
-        self.cameras = undistorted_cameras(self.cameras)
+        self.cameras = cropped_cameras(undistorted_cameras(self.cameras), crop)
+        self.crop = crop
 
     @property
     def background_rgb(self) -> Float[Tensor, "3"] | None:
@@ -60,6 +66,8 @@ class PinholeDataset(InputDataset):
             "alpha_color": torch.as_tensor(self._dataparser_outputs.alpha_color).tolist(),
             "mask_color": self.mask_color,
         }
+        if self.crop > 1:
+            description["crop"] = self.crop
         if not is_pinhole(camera):
             description["undistort"] = {
                 "type": int(camera.camera_type),
@@ -148,10 +156,16 @@ class PinholeDataset(InputDataset):
             masks = {} if mask is None else {"mask": ~mask}
             _, undistorted, inverted = _undistort(camera, image.numpy(), masks)
             image, mask = torch.from_numpy(undistorted), None if inverted is None else ~inverted
+        image, mask = self._cut(image), None if mask is None else self._cut(mask)
         data = {"image_idx": image_idx, "image": image if image_type == "float32" else (255 * image).to(torch.uint8)}
         if mask is not None:
             data["mask"] = mask
         return data
+
+    def _cut(self, image: Tensor) -> Tensor:
+        """The middle of an undistorted image or mask [H, W, ...]."""
+        (top, height), (left, width) = (_middle(length, self.crop) for length in image.shape[:2])
+        return image[top : top + height, left : left + width]
 
     @exit_on_user_error()
     def __getitem__(self, image_idx: int) -> dict[str, Any]:
@@ -197,6 +211,43 @@ def undistorted_cameras(cameras: Cameras) -> Cameras:
         times=cameras.times,
         metadata=cameras.metadata,
     )
+
+
+def cropped_cameras(cameras: Cameras, crop: int) -> Cameras:
+    """Pinhole cameras of pictures that are cut in the middle to a multiple of `crop` pixels along each axis.
+
+    Raises:
+        UserError: a picture is smaller than that.
+    """
+    if crop == 1:
+        return cameras
+    tops, heights = _middles(cameras.height, crop)
+    lefts, widths = _middles(cameras.width, crop)
+    if not (heights.all() and widths.all()):
+        raise UserError(f"A photograph is smaller than --pipeline.datamanager.crop, {crop} pixels.")
+    return Cameras(
+        camera_to_worlds=cameras.camera_to_worlds,
+        fx=cameras.fx,
+        fy=cameras.fy,
+        cx=cameras.cx - lefts,
+        cy=cameras.cy - tops,
+        width=widths,
+        height=heights,
+        camera_type=CameraType.PERSPECTIVE,
+        times=cameras.times,
+        metadata=cameras.metadata,
+    )
+
+
+def _middle(length: int, crop: int) -> tuple[int, int]:
+    """Start and length of the middle part whose length is a multiple of `crop`."""
+    return length % crop // 2, length - length % crop
+
+
+def _middles(lengths: Tensor, crop: int) -> tuple[Tensor, Tensor]:
+    """The same for lengths [N, 1]."""
+    rest = lengths % crop
+    return rest // 2, lengths - rest
 
 
 def _undistort(camera: Cameras, image: np.ndarray, data: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray, Any]:

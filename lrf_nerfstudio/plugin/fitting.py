@@ -1,22 +1,31 @@
 """Fits radiance fields to many scenes in one process, through what `ns-train latent-splatfacto` runs."""
 
 import copy
+import gc
+import json
 import random
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.utils import profiler, writer
+from rich.console import Console
 
 from lrf_nerfstudio.plugin.method import latent_splatfacto
 from lrf_nerfstudio.plugin.pipeline import LatentPipeline
 from lrf_nerfstudio.plugin.trainer import LatentTrainer, LatentTrainerConfig
+from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.files import write_atomically
 from lrf_nerfstudio.utils.memory import peak_memory, reset_peak_memory
 from lrf_nerfstudio.utils.progress import progress_bar
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -29,23 +38,25 @@ class FittingConfig:
     """N takes the photographs from images_N; nerfstudio chooses where none is given."""
 
 
+COST = "cost.json"
+"""What the fit took up to its last checkpoint, in the folder of the run."""
+
+
 class FieldFit:
     """The fit of a field to a scene; one that was interrupted goes on from its last checkpoint.
 
     Attributes:
         trainer: set up and, where there was a checkpoint, loaded.
         steps: that the field has been fitted for.
-        seconds: that setting up (encoding the photographs, where the cache lacks them) and fitting took.
+        seconds: that setting up (encoding the photographs, where the cache lacks them) and fitting took, with what was
+            done before an interruption.
     """
 
-    def __init__(self, scene: Path, vae: str, output: Path, config: FittingConfig, latest: int | None = None) -> None:
-        """Encodes the photographs, or takes their latents from the cache, and takes up the run in `output`.
+    def __init__(self, options: LatentTrainerConfig, latest: int | None = None) -> None:
+        """Encodes the photographs, or takes their latents from the cache, and takes up the run if there is one.
 
         Args:
-            scene: a data set in nerfstudio's format.
-            vae: the autoencoder, as `--pipeline.vae.source`.
-            output: the run is in `field/latent-splatfacto/run` there.
-            config: how to fit.
+            options: see :func:`trainer_config`.
             latest: a checkpoint of more steps than this is not taken up: the fit begins anew.
 
         Raises:
@@ -54,18 +65,20 @@ class FieldFit:
         start = time.perf_counter()
         reset_peak_memory()
         _forget_writers()
-        options = trainer_config(scene, vae, output, config)
         models = options.get_checkpoint_dir()
         checkpoints = sorted(models.glob("step-*.ckpt"))
         if checkpoints and (latest is None or _steps_of(checkpoints[-1]) <= latest):
             options.load_dir = models
         for seed in (random.seed, np.random.seed, torch.manual_seed):  # as ns-train does
             seed(options.machine.seed)
-        options.save_config()
+        if not _is_complete(options, checkpoints):  # else a config.yml is there, of the VAE that it was fitted with
+            options.save_config()
         self.trainer: LatentTrainer = options.setup(local_rank=0, world_size=1)
         self.trainer.setup()
-        self.steps = self._began_at = self.trainer._start_step
-        self.seconds = time.perf_counter() - start
+        self.steps = self.trainer._start_step
+        self._cost_file = options.get_base_dir() / COST
+        self._before = self._read_cost()
+        self.seconds = self._before.get("seconds", 0.0) + time.perf_counter() - start
 
     @property
     def pipeline(self) -> LatentPipeline:
@@ -107,6 +120,13 @@ class FieldFit:
                 task = progress.add_task("Fitting", total=total, completed=self.steps)
                 location = TrainingCallbackLocation.AFTER_TRAIN_ITERATION
                 self.trainer.callbacks.append(TrainingCallback([location], after))
+                save = self.trainer.save_checkpoint
+
+                def save_with_cost(step: int) -> None:
+                    save(step)
+                    self._write_cost(self.seconds + time.perf_counter() - start)
+
+                self.trainer.save_checkpoint = save_with_cost  # type: ignore[method-assign]
                 self.trainer.train()
         self.seconds += time.perf_counter() - start
 
@@ -114,12 +134,22 @@ class FieldFit:
     def cost(self) -> dict[str, float]:
         """What the fit took: `seconds`, and peak memory as `gigabytes` where the system tells it.
 
-        Empty for a fit that was taken up from a checkpoint, of which only a part is known.
+        Empty for a fit that was taken up from a checkpoint whose cost was not kept.
         """
-        if self._began_at > 0:
+        return {name: value for name, value in self._read_cost().items() if name != "steps"}
+
+    def _read_cost(self) -> dict[str, float]:
+        """The cost of the steps so far, from the file beside the checkpoints; empty where it is not known."""
+        if self.steps == 0 or not self._cost_file.exists():
             return {}
-        memory = peak_memory()
-        return {"seconds": self.seconds} | ({} if memory is None else {"gigabytes": memory / 1e9})
+        cost = json.loads(self._cost_file.read_text())
+        return cost if cost["steps"] == self.steps else {}
+
+    def _write_cost(self, seconds: float) -> None:
+        if self._before or self.trainer._start_step == 0:
+            memory = max(peak_memory() or 0, 1e9 * self._before.get("gigabytes", 0.0))
+            cost = {"steps": self.steps, "seconds": seconds} | ({"gigabytes": memory / 1e9} if memory else {})
+            write_atomically(self._cost_file, json.dumps(cost).encode(), "--output")
 
 
 def trainer_config(scene: Path, vae: str, output: Path, config: FittingConfig) -> LatentTrainerConfig:
@@ -134,6 +164,30 @@ def trainer_config(scene: Path, vae: str, output: Path, config: FittingConfig) -
     options.max_num_iterations = config.steps
     options.vis, options.steps_per_eval_image, options.logging.local_writer.enable = "tensorboard", 0, False
     return options
+
+
+def attempted(work: Callable[[], _T]) -> _T | None:
+    """Do what may fail for one scene and not for the others: what is wrong is printed, and the result is None.
+
+    What the work kept to itself is freed: a trainer is part of cycles, and its memory may be the GPU's.
+    """
+    try:
+        return work()
+    except SystemExit:  # the plugin has said what is wrong
+        return None
+    except UserError as error:
+        print(f"\nError: {error}", file=sys.stderr)
+        return None
+    except Exception:  # whatever it is, the other scenes can be had
+        Console().print_exception()
+        return None
+    finally:
+        gc.collect()
+
+
+def _is_complete(options: LatentTrainerConfig, checkpoints: Sequence[Path]) -> bool:
+    """Whether the run that is taken up has nothing left to do."""
+    return options.load_dir is not None and _steps_of(checkpoints[-1]) >= options.max_num_iterations
 
 
 def _steps_of(checkpoint: Path) -> int:

@@ -21,6 +21,7 @@ from lrf_nerfstudio.evaluation.metrics import ImageMetrics
 from lrf_nerfstudio.evaluation.views import compare_view
 from lrf_nerfstudio.field.backgrounds import Background, Color, plain_color
 from lrf_nerfstudio.field.cameras import GridCamera, adjusted, enlarged
+from lrf_nerfstudio.field.dropout import dropped_out
 from lrf_nerfstudio.field.seeding import SH_C0, fair_sample, first_gaussians
 from lrf_nerfstudio.field.similarity import fitting_loss, picture_loss
 from lrf_nerfstudio.plugin.cameras import grid_camera
@@ -48,6 +49,9 @@ class LatentSplatfactoModelConfig(ReducedSplatfactoModelConfig):
     dilation: float = 0.1
     """Square latent pixels that are added to the covariance of every projected Gaussian. What 3DGS adds to a pixel of a
     photograph, 0.3, blurs a latent, each of whose pixels stands for many of the photograph's: see the README."""
+    opacity_dropout: float = 0.0
+    """Against overfitting to few views: fraction of the Gaussians that a training step leaves out at the end of the
+    run, growing from 0; the others' opacities make up for them."""
     scene_decoder: SceneDecoderConfig = field(default_factory=SceneDecoderConfig)
     """The scene's own decoder."""
     viewer_preview: Literal["auto", "latent_rgb", "decoded"] = "auto"
@@ -55,6 +59,8 @@ class LatentSplatfactoModelConfig(ReducedSplatfactoModelConfig):
     decodes where the scene has a decoder of its own, which is fast."""
     download_lpips: bool = False
     """Whether the weights of LPIPS may be downloaded when they are not in PyTorch's cache; otherwise it is left out."""
+    lpips_network: Literal["alex", "vgg"] = "alex"
+    """The network whose features LPIPS compares; numbers of different networks cannot be compared."""
     sh_degree_interval: int = 500
     """Every n steps turn on another degree of the spherical harmonics."""
 
@@ -119,11 +125,11 @@ class LatentSplatfactoModel(SplatfactoModel):
             num_cameras=self.num_train_data, device="cpu"
         )
         self.scene_decoder = self.config.scene_decoder.setup(self.vae, self.linear_rgb, self.normalization)
-        self.latent_steps = self.joint_steps = sys.maxsize  # until `prepare_training`
+        self.latent_steps = self.joint_steps = self.total_steps = sys.maxsize  # until `prepare_training`
         self.decoder_is_fitted = False
         self.step = 0
         self.crop_box: OrientedBox | None = None
-        self.image_metrics = ImageMetrics(download_lpips=self.config.download_lpips)
+        self.image_metrics = ImageMetrics(self.config.download_lpips, network=self.config.lpips_network)
         self.viewer_preview = ViewerDropdown(
             "While moving, show", self.config.viewer_preview, ["auto", "latent_rgb", "decoded"]
         )
@@ -155,7 +161,13 @@ class LatentSplatfactoModel(SplatfactoModel):
         The run has up to three parts: steps below `latent_steps` fit the field to latents, steps from `joint_steps` on
         fit field and decoder to photographs, and between them the decoder is fitted alone.
         """
+        if not 0 <= self.config.opacity_dropout < 1:
+            raise UserError(
+                "--pipeline.model.opacity-dropout must be at least 0 and less than 1; it is "
+                f"{self.config.opacity_dropout}."
+            )
         options = self.config.scene_decoder
+        self.total_steps = steps
         self.latent_steps = steps - round(options.share * steps)
         self.joint_steps = self.latent_steps + round(options.warmup * (steps - self.latent_steps))
         self.strategy = make_strategy(self.config.densification, self.latent_steps)
@@ -345,6 +357,8 @@ class LatentSplatfactoModel(SplatfactoModel):
         opacities = torch.sigmoid(self.opacities).squeeze(-1)
         if self.crop_box is not None and not self.training:
             opacities = opacities * self.crop_box.within(self.means).squeeze(-1)
+        if self.training and self.config.opacity_dropout > 0:
+            opacities = dropped_out(opacities, self.config.opacity_dropout * min(self.step / self.total_steps, 1.0))
         settings = RasterSettings(
             width=camera.columns,
             height=camera.rows,

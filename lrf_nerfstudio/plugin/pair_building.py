@@ -1,10 +1,9 @@
 """Pairs for stage III: fits a field to a scene and stores what it renders beside the photographs."""
 
-import gc
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from torchvision.utils import save_image
 
 from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.dataset import PinholeDataset
-from lrf_nerfstudio.plugin.fitting import FieldFit, FittingConfig
+from lrf_nerfstudio.plugin.fitting import FieldFit, FittingConfig, attempted, trainer_config
 from lrf_nerfstudio.plugin.pipeline import LatentPipeline
 from lrf_nerfstudio.training.data.scene_pairs import INDEX, VIEWS_PER_FILE, Kind, PairView, ScenePairs, check_options
 from lrf_nerfstudio.utils.errors import UserError
@@ -66,17 +65,7 @@ def build_scenes(scenes: Sequence[Path], vae: VAE, output: Path, config: PairCon
     console, results = Console(), list[ScenePairs | None]()
     for number, scene in enumerate(scenes, start=1):
         console.print(f"Scene {number} of {len(scenes)}: {scene}", markup=False, soft_wrap=True)
-        try:
-            results.append(build_scene(scene, vae, output, config))
-        except SystemExit:  # the plugin has said what is wrong
-            results.append(None)
-        except UserError as error:
-            print(f"\nError: {error}", file=sys.stderr)
-            results.append(None)
-        except Exception:  # whatever it is, the other scenes can be had
-            console.print_exception()
-            results.append(None)
-        gc.collect()  # a trainer is part of cycles, and its memory may be the GPU's
+        results.append(attempted(partial(build_scene, scene, vae, output, config)))
     return results
 
 
@@ -98,7 +87,7 @@ def build_scene(scene: Path, vae: VAE, output: Path, config: PairConfig) -> Scen
         missing = [steps for steps in wanted if steps not in pairs.latents or folder / pairs.latents[steps] in lost]
     if pairs is None or missing or lost:
         latest = missing[0] if missing else None
-        fit = FieldFit(scene, vae.source, folder.resolve(), config, latest)
+        fit = FieldFit(trainer_config(scene, vae.source, folder.resolve(), config), latest)
         if pairs is None or lost:
             pairs = _write_photographs(fit.pipeline, folder, scene, options, pairs)
         written = pairs  # an index that is there is complete but for the snapshots that are taken now

@@ -43,7 +43,8 @@ class VAEConfig:
     source: str = "lrf-f4c4"
     """The autoencoder: a name in the package's assets, a diffusers folder (AutoencoderKL or AutoencoderTiny, or a
     pipeline with one in `vae/`), a .ckpt or .safetensors file in latent-diffusion layout, or a Hugging Face id; `rgb`
-    is none at all: ordinary Gaussian splatting at full resolution, to compare with."""
+    is none at all: ordinary Gaussian splatting at full resolution, to compare with; `rgb-f4` (f2 to f32) is that at 1/4
+    of the resolution, enlarged bicubically."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Precision that the autoencoder computes in. Its inputs and outputs are float32 in any case."""
     tiling: bool = False

@@ -15,12 +15,14 @@ from lrf_nerfstudio.vae.ldm import load_ldm
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny
 
-    from lrf_nerfstudio.vae.identity import IdentityAutoencoder
+    from lrf_nerfstudio.vae.identity import AveragingAutoencoder, IdentityAutoencoder
 
-    Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny | IdentityAutoencoder
+    Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny | AveragingAutoencoder | IdentityAutoencoder
 
 RGB = "rgb"
 """The source that names no autoencoder: latents are the colours of the photographs, at full resolution."""
+REDUCED_RGB = re.compile(r"rgb-f(2|4|8|16|32)")
+"""Sources that name no autoencoder either: latents are the mean colors of cells of so many pixels along each axis."""
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LDM_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
@@ -35,8 +37,9 @@ def asset_names() -> list[str]:
 
 def _kinds() -> str:
     return (
-        f"a name in the package ({', '.join(asset_names())}), {RGB} for none, a folder in diffusers format, a .ckpt or "
-        ".safetensors file in latent-diffusion layout, or a Hugging Face id such as stabilityai/sd-vae-ft-mse"
+        f"a name in the package ({', '.join(asset_names())}), {RGB} or {RGB}-f<factor> for none, a folder in diffusers "
+        "format, a .ckpt or .safetensors file in latent-diffusion layout, or a Hugging Face id such as "
+        "stabilityai/sd-vae-ft-mse"
     )
 
 
@@ -53,6 +56,11 @@ def load_autoencoder(source: str) -> "Autoencoder":
         from lrf_nerfstudio.vae.identity import IdentityAutoencoder
 
         return IdentityAutoencoder()
+    if reduced := REDUCED_RGB.fullmatch(source):
+        from lrf_nerfstudio.vae.identity import AveragingAutoencoder
+
+        blocks = (3,) * int(reduced[1]).bit_length()
+        return AveragingAutoencoder(encoder_block_out_channels=blocks, decoder_block_out_channels=blocks)
     if source in asset_names():
         with importlib.resources.as_file(importlib.resources.files("lrf_nerfstudio") / "assets" / source) as folder:
             return _load_folder(folder)

@@ -40,7 +40,7 @@ def run(*arguments: object) -> None:
 
 def test_a_row_for_each_vae_and_scene_and_a_field_for_each_encoder(scenes, vaes, tmp_path, monkeypatch, capsys):
     fits, init = [], FieldFit.__init__
-    monkeypatch.setattr(FieldFit, "__init__", lambda self, *a: (fits.append(a[0].name), init(self, *a))[1])
+    monkeypatch.setattr(FieldFit, "__init__", lambda self, *a: (fits.append(a[0].data.name), init(self, *a))[1])
     monkeypatch.setenv("COLUMNS", "200")
     output = tmp_path / "comparison"
     arguments = ["--vae", *vaes, "--output", output, "--steps", 5, "--scenes"]

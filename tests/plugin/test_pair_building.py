@@ -16,7 +16,7 @@ from tiny_scenes import Lens, write_scene
 from tiny_vaes import make_vae
 
 from lrf_nerfstudio.commands import build_stage3_pairs, set_vae
-from lrf_nerfstudio.plugin.fitting import FieldFit, FittingConfig
+from lrf_nerfstudio.plugin.fitting import FieldFit, FittingConfig, trainer_config
 from lrf_nerfstudio.plugin.pair_building import CONTACT_SHEET, PairConfig, build_scene, build_scenes, render_views
 from lrf_nerfstudio.training.data.scene_pairs import INDEX, ScenePairs, read_pairs
 from lrf_nerfstudio.training.loop import Trainer
@@ -251,10 +251,16 @@ def test_set_vae_names_mistakes(built, tmp_path):
 
 
 def test_a_checkpoint_beyond_what_is_missing_is_not_taken_up(floor_scene, tiny_vae, tmp_path):
-    FieldFit(floor_scene, str(tiny_vae), tmp_path, FittingConfig(steps=4)).run([], lambda steps: None)
-    assert FieldFit(floor_scene, str(tiny_vae), tmp_path, FittingConfig(steps=4)).steps == 4
-    assert FieldFit(floor_scene, str(tiny_vae), tmp_path, FittingConfig(steps=4), latest=4).steps == 4
-    assert FieldFit(floor_scene, str(tiny_vae), tmp_path, FittingConfig(steps=4), latest=3).steps == 0
+    def fit(latest: int | None = None) -> FieldFit:
+        return FieldFit(trainer_config(floor_scene, str(tiny_vae), tmp_path, FittingConfig(steps=4)), latest)
+
+    first = fit()
+    first.run([], lambda steps: None)
+    assert fit().steps == 4
+    assert fit().cost == first.cost and first.cost["seconds"] > 0  # known without being fitted again
+    assert fit(latest=4).steps == 4
+    anew = fit(latest=3)
+    assert anew.steps == 0 and anew.cost == {}
 
 
 @pytest.mark.realdata

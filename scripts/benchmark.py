@@ -1,0 +1,7 @@
+"""Makes the tables of published protocols: see lrf_nerfstudio/commands/benchmark.py."""
+
+from lrf_nerfstudio.commands.benchmark import main
+from lrf_nerfstudio.utils.cli import run
+
+if __name__ == "__main__":
+    run(main)
