@@ -42,8 +42,8 @@ class MeasureLatents:
     downscale_factor: int = 1
     """N takes the photographs from images_N."""
     reference: str | None = None
-    """Another reference, which latent_drift and latent_std_ratio compare with: the name of a VAE in --vae, or one more
-    VAE, which is then measured too."""
+    """Another reference, which original_decoder_psnr, latent_drift and latent_std_ratio are relative to: the name of a
+    VAE in --vae, or one more VAE, which is then measured too."""
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     """Device to encode and decode on."""
     correspondence: CorrespondenceConfig = field(default_factory=CorrespondenceConfig)
@@ -87,7 +87,17 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         return "-" if value is None else f"{value:.{decimals}f}"
 
     result = Table()
-    for heading in ("scene", "VAE", "incon-\nsistency", "PSNR", "SSIM", "detail", "drift", "std ratio"):
+    for heading in (
+        "scene",
+        "VAE",
+        "incon-\nsistency",
+        "PSNR",
+        "SSIM",
+        "detail",
+        "original\ndecoder",
+        "drift",
+        "std ratio",
+    ):
         result.add_column(heading, justify="left" if heading in ("scene", "VAE") else "right")
     for row in rows:
         ratios = [ratio for ratio in row["latent_std_ratio"] or () if ratio is not None]
@@ -98,6 +108,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
             cell(row["reconstruction_psnr"], 2),
             cell(row["reconstruction_ssim"], 4),
             cell(row["detail"], 3),
+            cell(row["original_decoder_psnr"], 2),
             cell(row["latent_drift"], 3),
             f"{min(ratios):.2f} - {max(ratios):.2f}" if ratios else "-",
         )

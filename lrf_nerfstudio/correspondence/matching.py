@@ -1,6 +1,7 @@
 """Correspondences of a scene: for pairs of photographs, the pixels that show the same point."""
 
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ from lrf_nerfstudio.correspondence.pairs import (
 )
 from lrf_nerfstudio.correspondence.scene import Scene, View
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.files import unwritable
 
 
 @dataclass
@@ -101,6 +103,32 @@ def find_correspondences(scene: Scene, config: CorrespondenceConfig) -> SceneCor
         i, j = [pair.i for pair in pairs], [pair.j for pair in pairs]
         weights = exponential_weights(pose_errors(scene.cams_from_world)[i, j], config.pose_weight_tau)
     return SceneCorrespondences(scene, tuple(pairs), weights)
+
+
+def matches_on_disk(correspondences: SceneCorrespondences) -> SceneCorrespondences:
+    """Move the matches of a scene to a temporary file, which the system maps into memory as they are read.
+
+    The scene's tracks, which the matches were taken from, are dropped. The file is gone when the matches are.
+
+    Raises:
+        UserError: there is no space for the file.
+    """
+    pairs = correspondences.pairs
+    points = [pair.points_i for pair in pairs] + [pair.points_j for pair in pairs]
+    try:
+        with tempfile.TemporaryFile() as file:
+            np.concatenate(points).tofile(file)
+            file.flush()
+            mapped = np.asarray(np.memmap(file, np.float32, "r")).reshape(-1, 2)
+    except OSError as error:
+        raise unwritable(Path(tempfile.gettempdir()), error, "TMPDIR") from error
+    parts = np.split(mapped, np.cumsum([len(part) for part in points])[:-1])
+    of_pairs = zip(pairs, parts[: len(pairs)], parts[len(pairs) :], strict=True)
+    return replace(
+        correspondences,
+        scene=replace(correspondences.scene, tracks=None),
+        pairs=tuple(PairMatches(pair.i, pair.j, points_i, points_j) for pair, points_i, points_j in of_pairs),
+    )
 
 
 def pairs_from_tracks(scene: Scene, config: CorrespondenceConfig) -> list[PairMatches]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrf_nerfstudio.evaluation.metrics import psnr_and_ssim
+from lrf_nerfstudio.evaluation.metrics import psnr, psnr_and_ssim
 from lrf_nerfstudio.evaluation.spectra import RadialSpectrum, detail_power
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.images import read_image
@@ -38,6 +38,10 @@ class LatentMeasures:
     latent_drift: float | None
     """Mean |z - z_ref| over the mean of the channels' standard deviations of z_ref, the reference VAE's latents. None
     where these have another shape."""
+    original_decoder_psnr: float | None
+    """What the reference VAE's decoder makes of this VAE's latents, against the photograph in dB, mean of the images:
+    what those see who know the reference's latents, such as diffusion models. To be compared with the reference's own
+    reconstruction. None where the latents have another shape, or if an image is reproduced exactly."""
     latent_std: list[float]
     """Standard deviation of each channel over all cells of all images."""
     latent_std_ratio: list[float | None] | None
@@ -85,10 +89,13 @@ def measure_scene(
             with torch.no_grad():
                 latent = vaes[name].encode(photograph[None])[0]
                 reconstruction = vaes[name].decode(latent[None], *photograph.shape[:2])[0]
+                reference_latent = latent if reference_latent is None else reference_latent
+                by_reference = reconstruction if name == reference else None
+                if by_reference is None and latent.shape == reference_latent.shape:
+                    by_reference = vaes[reference].decode(latent[None], *photograph.shape[:2])[0]
             if not (torch.isfinite(latent).all() and torch.isfinite(reconstruction).all()):
                 raise UserError(f"The VAE {name} makes NaN or infinity of {view.path}; its weights are of no use.")
-            reference_latent = latent if reference_latent is None else reference_latent
-            sums[name].add(index, photograph.to(latent.device), latent, reconstruction, reference_latent)
+            sums[name].add(index, photograph.to(latent.device), latent, reconstruction, reference_latent, by_reference)
             advance()
     return {name: sums[name].measures(sums[reference]) for name in vaes}
 
@@ -124,9 +131,16 @@ class _Sums:
         self._cells = self._images = 0
         self._psnr = self._ssim = self._detail = self._photograph_detail = 0.0
         self._drift: float | None = 0.0
+        self._original_decoder_psnr: float | None = 0.0
 
     def add(
-        self, index: int, photograph: Tensor, latent: Tensor, reconstruction: Tensor, reference_latent: Tensor
+        self,
+        index: int,
+        photograph: Tensor,
+        latent: Tensor,
+        reconstruction: Tensor,
+        reference_latent: Tensor,
+        by_reference: Tensor | None,
     ) -> None:
         """Counts in view number `index`; views come in order.
 
@@ -136,6 +150,7 @@ class _Sums:
             latent: [C, h, w] of the photograph.
             reconstruction: [H, W, 3], the latent decoded.
             reference_latent: [C', h', w'], what the reference VAE makes of the photograph.
+            by_reference: [H, W, 3], the latent decoded by the reference VAE; None where it takes another shape.
         """
         for number, pair in enumerate(self._correspondences.pairs):
             if pair.i == index:
@@ -159,6 +174,10 @@ class _Sums:
             self._drift = None
         else:
             self._drift += float((latent - reference_latent.to(latent.device)).double().abs().sum())
+        if self._original_decoder_psnr is None or by_reference is None:
+            self._original_decoder_psnr = None
+        else:
+            self._original_decoder_psnr += psnr(by_reference, photograph)
 
     def _sample(self, latent: Tensor, points: np.ndarray) -> Tensor:
         return sample_latents(latent[None], torch.from_numpy(points)[None].to(latent.device), self._factor)[0]
@@ -179,6 +198,9 @@ class _Sums:
             reconstruction_ssim=_quotient(self._ssim, self._images),
             detail=_quotient(self._detail, self._photograph_detail),
             latent_drift=drift,
+            original_decoder_psnr=(
+                None if self._original_decoder_psnr is None else _quotient(self._original_decoder_psnr, self._images)
+            ),
             latent_std=variance.sqrt().tolist(),
             latent_std_ratio=std_ratio,
             spectrum=[_finite(power) for power in (self._spectrum.mean() / variance[:, None]).nanmean(0).tolist()],

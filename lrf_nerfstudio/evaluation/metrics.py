@@ -10,13 +10,18 @@ from torch import Tensor
 from lrf_nerfstudio.utils.lpips import load_lpips
 
 
-def psnr_and_ssim(picture: Tensor, photograph: Tensor, mask: Tensor | None = None) -> dict[str, float]:
-    """`psnr` in dB and `ssim`; arguments as in :meth:`ImageMetrics.__call__`."""
+def psnr(picture: Tensor, photograph: Tensor, mask: Tensor | None = None) -> float:
+    """Return the PSNR in dB; arguments as in :meth:`ImageMetrics.__call__`."""
     squared_error = (picture - photograph).square()
     if mask is not None:
         squared_error = squared_error[mask]
+    return float(-10 * torch.log10(squared_error.mean()))
+
+
+def psnr_and_ssim(picture: Tensor, photograph: Tensor, mask: Tensor | None = None) -> dict[str, float]:
+    """`psnr` in dB and `ssim`; arguments as in :meth:`ImageMetrics.__call__`."""
     return {
-        "psnr": float(-10 * torch.log10(squared_error.mean())),
+        "psnr": psnr(picture, photograph, mask),
         "ssim": float(ssim(*_for_neighbourhoods(picture, photograph, mask), data_range=1.0)),
     }
 

@@ -9,6 +9,7 @@ when it renders them.
 """
 
 import copy
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,13 @@ import torch
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from lrf_nerfstudio.correspondence import CorrespondenceConfig, SceneCorrespondences, find_correspondences, load_scene
+from lrf_nerfstudio.correspondence import (
+    CorrespondenceConfig,
+    SceneCorrespondences,
+    find_correspondences,
+    load_scene,
+    matches_on_disk,
+)
 from lrf_nerfstudio.training.config import FineTuneConfig
 from lrf_nerfstudio.training.data.pair_crops import PairCrops
 from lrf_nerfstudio.training.losses import (
@@ -69,6 +76,10 @@ class Stage1Config(FineTuneConfig):
     """lambda_1, weight of L_corres."""
     regularization_weight: float = 0.02
     """lambda_2, weight of L_reg, the distance to the latents of the original encoder."""
+    original_decoder_weight: float = 0.0
+    """Weight of the L1 loss between photographs and what the original decoder makes of the tuned latents. It bounds the
+    drift as those see it who know the original latents, such as diffusion models: latents may change where the original
+    decoder does not mind."""
     deviation_weight: float = 1.0
     """Weight of the loss on changes of the latents' standard deviation."""
 
@@ -122,6 +133,7 @@ class Stage1(Task):
             "kl": config.kl_weight,
             "correspondence": config.correspondence_weight,
             "regularization": config.regularization_weight,
+            "original decoder": config.original_decoder_weight,
             "deviation": config.deviation_weight,
         }
 
@@ -157,6 +169,10 @@ class Stage1(Task):
             )
         if self.weights["regularization"] > 0:
             terms["regularization"] = regularization_loss(latents, original)
+        if self.weights["original decoder"] > 0:
+            # One view of each pair tells enough, and a decoder takes as long as everything else together.
+            seen = self.original.decode(latents[::2], *images.shape[1:3], clamp=False)
+            terms["original decoder"] = (seen.float() - images[::2]).abs().mean()
         if self.weights["deviation"] > 0:
             terms["deviation"] = deviation_loss(deviation, channel_deviation(original))
         if logvar is not None and self.weights["kl"] > 0:
@@ -172,12 +188,24 @@ class Stage1(Task):
 def load_scenes(config: Stage1Config) -> list[SceneCorrespondences]:
     """Read the scenes of a configuration and find their correspondences, with a progress bar.
 
+    Among several, a scene that cannot be used is left out, with a message. The matches lie in a temporary file, so
+    memory does not grow with the number of scenes.
+
     Raises:
-        UserError: if no scene is given, or if one cannot be used.
+        UserError: if no scene is given, if none can be used, or if there is no space for the temporary file.
     """
     if not config.scenes:
         raise UserError("Name the folders of the scenes to tune on: --scenes A B ...")
-    return [
-        find_correspondences(load_scene(folder), config.correspondence)
-        for folder in track(config.scenes, "Correspondences")
-    ]
+    scenes: list[SceneCorrespondences] = []
+    for folder in track(config.scenes, "Correspondences"):
+        try:
+            scene = find_correspondences(load_scene(folder), config.correspondence)
+        except UserError as error:
+            if len(config.scenes) == 1:
+                raise
+            print(f"\nThe scene {folder} is left out. {error}", file=sys.stderr)
+        else:
+            scenes.append(matches_on_disk(scene))
+    if not scenes:
+        raise UserError("None of --scenes can be used, for the reasons above.")
+    return scenes

@@ -39,6 +39,9 @@ class Stage3Config(FineTuneConfig):
     """Folder of pairs that `lrf pairs` wrote, with this autoencoder or one with the same encoder."""
     crop: int = 128
     """Side in pixels of the square that is compared in a sample, a multiple of the autoencoder's spatial factor."""
+    clean_share: float = 0.0
+    """Share of the samples whose latents are not rendered: photographs of the pairs, recolored and mirrored, which the
+    encoder encodes. The decoder keeps what it could do, on colors that the scenes lack too. The paper has none."""
     margin: int = 2
     """Latent cells around a crop that are decoded but not compared: at the edge of what it is given, the decoder sees
     less than inside a whole picture."""
@@ -64,17 +67,21 @@ class Stage3(Task):
             raise UserError(f"--batch-size {config.batch_size} is odd: half of a batch is of either kind of views.")
         if config.margin < 0:
             raise UserError(f"--margin {config.margin} is negative.")
+        if not 0 <= config.clean_share <= 1:
+            raise UserError(f"--clean-share is between 0 and 1, not {config.clean_share}.")
+        self.encodes = config.clean_share > 0
         self.network = Decode(self.vae)
         self.perceptual = PerceptualLosses(config)
         self.notices = self.perceptual.notices
         self.reconstruction_terms = ("train", "novel", *self.perceptual.weights)
         self.dataset = LatentCrops(
-            read_pairs(config.pairs, self.vae), config.crop // factor, config.margin, config.seed
+            read_pairs(config.pairs, self.vae), config.crop // factor, config.margin, config.seed, config.clean_share
         )
         self.weights = {"train": KIND_WEIGHT, "novel": KIND_WEIGHT, **self.perceptual.weights}
 
     def to(self, device: torch.device) -> None:
-        """Move the networks of the perceptual losses to a device."""
+        """Move the encoder and the networks of the perceptual losses to a device."""
+        self.vae.to(device)
         self.perceptual.to(device)
 
     def losses(self, network: nn.Module, batch: dict[str, Tensor]) -> Losses:
@@ -82,8 +89,13 @@ class Stage3(Task):
 
         Pixels that do not count are replaced by the photograph's, so that no loss sees a difference there.
         """
-        images, counts, novel = batch["image"], batch["counts"], batch["novel"]
-        decoded = cut(network(batch["latent"]).float(), batch["place"], self.dataset.cells, self.vae.spatial_factor)
+        images, counts, novel, latents = batch["image"], batch["counts"], batch["novel"], batch["latent"]
+        if self.encodes:
+            # All samples are encoded: which of them are clean is known on the device alone.
+            with torch.no_grad():
+                encoded = self.vae.encode(batch["surroundings"])
+            latents = torch.where(batch["clean"][:, None, None, None], encoded, latents)
+        decoded = cut(network(latents).float(), batch["place"], self.dataset.cells, self.vae.spatial_factor)
         decoded = torch.where(counts[..., None], decoded, images)  # [B, crop, crop, 3]
         terms = {
             name: masked_l1(decoded, images, counts & kind[:, None, None])

@@ -22,6 +22,7 @@ KEYS = [
     "reconstruction_ssim",
     "detail",
     "latent_drift",
+    "original_decoder_psnr",
     "latent_std",
     "latent_std_ratio",
     "spectrum",

@@ -17,6 +17,7 @@ from lrf_nerfstudio.correspondence import (
     draw_matches,
     find_correspondences,
     load_scene,
+    matches_on_disk,
     matching,
 )
 from lrf_nerfstudio.correspondence.epipolar import fundamental_matrix, pinhole_matrix, sampson_distance, undistort
@@ -79,6 +80,27 @@ def known(tmp_path):
     write_images(scene, tmp_path / "images_2", scale=0.5)
     write_model(scene, tmp_path / "colmap/sparse/0")
     return scene
+
+
+def test_matches_on_disk_are_the_same_and_take_no_memory(tmp_path, known):
+    found = find_correspondences(load_scene(tmp_path), CorrespondenceConfig())
+    on_disk = matches_on_disk(found)
+    assert on_disk.scene.views == found.scene.views and on_disk.scene.tracks is None
+    assert np.array_equal(on_disk.weights, found.weights)
+    for read, pair in zip(on_disk.pairs, found.pairs, strict=True):
+        assert (read.i, read.j) == (pair.i, pair.j)
+        for of_read, of_pair in ((read.points_i, pair.points_i), (read.points_j, pair.points_j)):
+            assert of_read.dtype == np.float32 and np.array_equal(of_read, of_pair)
+            assert isinstance(_owner(of_read), np.memmap)
+            with pytest.raises(ValueError, match="read-only"):
+                of_read[:] = 0
+
+
+def _owner(array: np.ndarray) -> object:
+    """The array that an array is a view of, in the end."""
+    while isinstance(array.base, np.ndarray) and not isinstance(array, np.memmap):
+        array = array.base
+    return array
 
 
 @pytest.mark.parametrize("downscale_factor", [1, 2])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lrf_nerfstudio.correspondence import PairMatches, Scene, SceneCorrespondences, View
 from lrf_nerfstudio.evaluation.latents import LatentMeasures, match_distances, measure_scene
-from lrf_nerfstudio.evaluation.metrics import psnr_and_ssim
+from lrf_nerfstudio.evaluation.metrics import psnr, psnr_and_ssim
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.images import read_image
 from lrf_nerfstudio.vae import VAE
@@ -108,6 +108,7 @@ def test_reconstruction_spread_and_reference(correspondences: SceneCorrespondenc
     values = torch.cat([latent.flatten(1) for latent in latents], dim=1).double()
     assert measures.latent_std == pytest.approx(values.std(1, correction=0).tolist())
     assert measures.latent_drift == 0 and measures.latent_std_ratio == [1.0] * 4
+    assert measures.original_decoder_psnr == measures.reconstruction_psnr
 
 
 def scaled(vae: VAE, scale: float, offset: float) -> VAE:
@@ -143,11 +144,19 @@ def test_a_latent_space_of_another_scale_differs_in_drift_and_deviation_alone(
     assert by_half.latent_drift == pytest.approx(0.5 / np.mean(plain.latent_std), rel=1e-5)
     assert by_half.latent_std_ratio == pytest.approx([1.0] * 4)
 
+    expected = []
+    for photograph in (read_photograph(view.path) for view in correspondences.scene.views):
+        latents = moved["moved"].encode(photograph[None])
+        expected.append(psnr(moved["plain"].decode(latents, *photograph.shape[:2])[0], photograph))
+    assert by_half.original_decoder_psnr == pytest.approx(np.mean(expected))
+    assert by_half.original_decoder_psnr < plain.reconstruction_psnr - 1
+
 
 def test_latents_of_another_shape_have_no_drift(correspondences: SceneCorrespondences) -> None:
     measures = measure_scene(correspondences, {"4": averaging_vae(4), "5": averaging_vae(5)}, "4")
     assert measures["4"].latent_drift == 0
     assert measures["5"].latent_drift is None and measures["5"].latent_std_ratio is None
+    assert measures["5"].original_decoder_psnr is None
     assert len(measures["5"].latent_std) == len(measures["5"].inconsistency_by_channel) == 5
 
 

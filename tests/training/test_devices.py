@@ -67,10 +67,10 @@ def test_pretraining(tmp_path, photographs, weights_in_cache, options):
     [
         (write_tiny, ALL),
         (write_kl, PATCH),
-        (write_kl, ACCUMULATION | BF16),
+        (write_kl, {"original_decoder_weight": 0.5} | ACCUMULATION | BF16),
         (write_tiny, {"tune": "decoder"} | PATCH | FP16),
     ],
-    ids=["tiny, all losses", "kl, patch", "kl, accumulation, bf16", "tiny, decoder alone, fp16"],
+    ids=["tiny, all losses", "kl, patch", "kl, original decoder, accumulation, bf16", "tiny, decoder alone, fp16"],
 )
 def test_stage1(tmp_path, weights_in_cache, write, options):
     config = stage1_config(tmp_path / "run", write(tmp_path / "vae"), synthetic_share=0.5, **options)
@@ -79,8 +79,8 @@ def test_stage1(tmp_path, weights_in_cache, write, options):
 
 @pytest.mark.parametrize(
     ("write", "options"),
-    [(write_tiny, {}), (write_tiny, ACCUMULATION | PATCH | BF16), (write_kl, ALL)],
-    ids=["tiny", "tiny, accumulation, patch, bf16", "kl, all losses"],
+    [(write_tiny, {"clean_share": 0.5}), (write_tiny, ACCUMULATION | PATCH | BF16), (write_kl, ALL)],
+    ids=["tiny, clean latents", "tiny, accumulation, patch, bf16", "kl, all losses"],
 )
 def test_stage3(tmp_path, weights_in_cache, write, options):
     vae = write(tmp_path / "vae")

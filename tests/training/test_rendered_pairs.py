@@ -157,6 +157,29 @@ def test_crops_are_the_photograph_and_the_latent_of_one_place(tmp_path, source):
     assert any(row == 0 for row, _ in places) and any(row == 6 for row, _ in places)  # at the edges on one side
 
 
+def test_clean_items_show_one_recolored_place(tmp_path, source):
+    """What counts and what surrounds it are mirrored together; colors of a photograph of one color stay one color."""
+    views = (PairView("a", "train", 90, 119, mask=True), PairView("b", "novel", 90, 119, mask=True))
+    pairs = ScenePairs(tmp_path, "scene", source, "f", 4, {}, [0.0] * 2, [1.0] * 2, views)
+    rows, columns = torch.meshgrid(torch.arange(90), torch.arange(119), indexing="ij")
+    mask = (rows // 4 + columns // 4) % 3 == 0
+    image = torch.where(mask, 0.8, 0.1)[..., None].expand(-1, -1, 3)
+    pairs.write_photographs(0, [(image, mask), (image, mask)])
+    pairs.write_latents(10, [torch.zeros(2, 23, 30)] * 2)
+    dataset, places = LatentCrops([pairs], cells=8, margin=3, clean_share=0.5), set()
+    for index in range(60):
+        item = dataset[index]
+        top, left = (4 * item["place"]).tolist()
+        assert torch.equal(item["surroundings"][top : top + 32, left : left + 32], item["image"])
+        bright, dark = item["image"][item["counts"]], item["image"][~item["counts"]]
+        assert (bright.amin(dim=0) > dark.amax(dim=0)).all()
+        is_original = torch.allclose(bright, torch.tensor(204 / 255))
+        assert is_original == (not item["clean"])
+        places.add((bool(item["clean"]), left))
+    assert {left for clean, left in places if clean} >= {0, 12, 24}
+    assert "clean" not in LatentCrops([pairs], cells=8, margin=3)[0]
+
+
 def test_every_pair_of_a_kind_comes_up_equally_often(tmp_path, source):
     scenes = [
         write_pairs(tmp_path / "few", source, "nt"),

@@ -14,7 +14,7 @@ from lrf_nerfstudio.correspondence import SceneCorrespondences
 from lrf_nerfstudio.evaluation.latents import measure_scene
 from lrf_nerfstudio.training.data.pair_crops import PairCrops
 from lrf_nerfstudio.training.networks import exchange
-from lrf_nerfstudio.training.stage1 import Stage1
+from lrf_nerfstudio.training.stage1 import Stage1, load_scenes
 from lrf_nerfstudio.utils.cli import run
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAEConfig
@@ -58,6 +58,33 @@ def test_terms_of_the_loss(tmp_path, scene, vae):
         decoded = task.original.decode(task.original.encode(images), 32, 32, clamp=False)
         torch.testing.assert_close(losses.decoded, decoded)
         torch.testing.assert_close(losses.terms["l1"], (decoded - images).abs().mean())
+
+
+def test_the_original_decoder_is_asked_about_the_tuned_latents(tmp_path, scene, vae):
+    """Its loss is that of the original decoder, teaches the encoder alone, and leaves the original as it is."""
+    task = Stage1(stage1_config(tmp_path / "run", vae, original_decoder_weight=2.0, synthetic_share=0.0), [scene])
+    with torch.no_grad():
+        for weight in task.vae.autoencoder.parameters():
+            weight *= 1.05
+    batch = batch_of(task)
+    losses = task.losses(task.network, batch)
+    images = batch["images"][:, 0]
+    seen = task.original.decode(task.vae.encode(images), 32, 32, clamp=False)
+    torch.testing.assert_close(losses.terms["original decoder"], (seen - images).abs().mean())
+    losses.terms["original decoder"].backward()
+    for name, weight in task.vae.autoencoder.named_parameters():
+        assert (weight.grad is None) == name.startswith(("decoder", "post_quant_conv")), name
+    assert all(weight.grad is None for weight in task.original.parameters())
+
+
+def test_scenes_that_cannot_be_used_are_left_out(demo_scene, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    scenes = (tmp_path / "empty", demo_scene, demo_scene)
+    loaded = load_scenes(stage1_config(tmp_path / "run", "vae", scenes=scenes))
+    assert [of_scene.scene.folder for of_scene in loaded] == [demo_scene, demo_scene]
+    assert f"The scene {tmp_path / 'empty'} is left out." in capsys.readouterr().err
+    with pytest.raises(UserError, match="None of --scenes can be used"):
+        load_scenes(stage1_config(tmp_path / "run", "vae", scenes=(tmp_path / "empty", tmp_path / "nowhere")))
 
 
 def test_corresponding_points_are_compared_where_the_photographs_show_them(tmp_path, scene, vae):

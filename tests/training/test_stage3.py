@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from tiny_pairs import write_pairs
 from tiny_runs import assert_resumes, assert_survives_kill, batch_of, stage3_config, train, write_kl, write_tiny
 
+from lrf_nerfstudio.training.data.latent_crops import cut
 from lrf_nerfstudio.training.stage3 import Stage3
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAEConfig
@@ -99,6 +100,27 @@ def test_what_is_left_out_is_said_once(tmp_path, vae, pairs, monkeypatch, capsys
     assert capsys.readouterr().out.count("LPIPS is left out") == 1
 
 
+def test_clean_samples_are_what_the_encoder_makes_of_the_photograph(tmp_path, vae, pairs):
+    task = Stage3(stage3_config(tmp_path / "run", vae, pairs, clean_share=0.5))
+    batch = batch_of(task, 16)
+    clean = batch["clean"]
+    assert 0 < clean.float().mean() < 1
+    losses = task.losses(task.network, batch)
+    assert set(losses.terms) == {"train", "novel"}
+    side = batch["surroundings"].shape[1]
+    for is_clean, latents in (
+        (False, batch["latent"]),
+        (True, task.vae.encode(batch["surroundings"])),
+    ):
+        decoded = task.vae.decode(latents, side, side, clamp=False)
+        expected = cut(decoded, batch["place"], task.dataset.cells, task.vae.spatial_factor)
+        compared = (clean == is_clean)[:, None, None] & batch["counts"]
+        torch.testing.assert_close(losses.decoded[compared], expected[compared])
+    losses.total().backward()
+    encoder = [w for name, w in task.vae.autoencoder.named_parameters() if name.startswith(("encoder", "quant_conv"))]
+    assert all(weight.grad is None for weight in encoder)
+
+
 def test_perceptual_losses_reach_the_decoder_alone(tmp_path, vae, pairs, weights_in_cache):
     task = Stage3(stage3_config(tmp_path / "run", vae, pairs, lpips_weight=1.0, feature_weight=2.0))
     assert task.reconstruction_terms == ("train", "novel", "features", "lpips")
@@ -133,6 +155,7 @@ def test_pictures_show_photographs_beside_what_is_decoded(tmp_path, vae, pairs):
         ({"crop": 96}, "smaller than a crop with its margin"),
         ({"batch_size": 3}, "--batch-size 3 is odd"),
         ({"margin": -1}, "--margin -1"),
+        ({"clean_share": 1.5}, "--clean-share is between 0 and 1, not 1.5"),
         ({"pairs": Path("nowhere")}, "no pairs in nowhere"),
         ({"vae": "lrf-f4c4"}, "built with the VAE"),
     ],

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lrf_nerfstudio.training.data.augmentation import random_recoloring
 from lrf_nerfstudio.training.data.scene_pairs import Kind, ScenePairs
 from lrf_nerfstudio.utils.errors import UserError
 
@@ -19,15 +20,25 @@ class LatentCrops(Dataset[dict[str, Tensor]]):
     Even items show training views, odd ones held-out views; within a kind, every pair (a view of a scene, a snapshot of
     its field) comes up equally often. Crops lie on the grid of latent cells. Around the cells that are compared, the
     decoder is given a margin, so that it sees as much as inside a whole picture; at the edge of the photograph, where
-    there are no more cells, it sees the edge, as in a whole picture. Nothing is mirrored or recolored, because the
-    field does not tell what the latent of the changed photograph would be.
+    there are no more cells, it sees the edge, as in a whole picture. A rendered latent's photograph is neither mirrored
+    nor recolored, because the field does not tell what the latent of the changed photograph would be.
 
-    An item has `latent` [C, n + 2 m, n + 2 m]; `place` [2], row and column of the first of the n x n cells that are
-    compared; `image` [n f, n f, 3] in [0, 1], the photograph there; `counts` [n f, n f], false beyond the photograph
-    and outside its mask; and `novel`, whether the view was held out.
+    A share of the items is clean: its latent is to be encoded from the photograph, which is mirrored and recolored at
+    random.
+
+    An item has:
+        latent: [C, n + 2 m, n + 2 m], what the field rendered.
+        place: [2], row and column of the first of the n x n cells that are compared.
+        image: [n f, n f, 3] in [0, 1], the photograph at these cells; its edge is repeated beyond it.
+        counts: [n f, n f], of these pixels: false beyond the photograph and outside its mask.
+        novel: whether the view was held out.
+        clean: whether the latent of `surroundings` takes the place of the rendered one; missing where no item is clean.
+        surroundings: [(n + 2 m) f, (n + 2 m) f, 3], the photograph with the margin; missing where no item is clean.
     """
 
-    def __init__(self, scenes: Sequence[ScenePairs], cells: int, margin: int, seed: int = 0) -> None:
+    def __init__(
+        self, scenes: Sequence[ScenePairs], cells: int, margin: int, seed: int = 0, clean_share: float = 0.0
+    ) -> None:
         """Prepare the series; no pair is read yet.
 
         Args:
@@ -35,11 +46,13 @@ class LatentCrops(Dataset[dict[str, Tensor]]):
             cells: n, side of the square that is compared, in latent cells.
             margin: m, cells around it.
             seed: another seed gives another series.
+            clean_share: probability of a clean item.
 
         Raises:
             UserError: if there is no view of a kind, or if a picture is smaller than the crop with its margin.
         """
-        self.scenes, self.cells, self.margin, self.seed = scenes, cells, margin, seed
+        self.scenes, self.cells, self.margin = scenes, cells, margin
+        self.seed, self.clean_share = seed, clean_share
         side = cells + 2 * margin
         for scene in scenes:
             for index, view in enumerate(scene.views):
@@ -66,20 +79,31 @@ class LatentCrops(Dataset[dict[str, Tensor]]):
         inner = rng.integers(0, grid - n, endpoint=True)  # first row and column that are compared
         outer = np.clip(inner - self.margin, 0, grid - side)
         latent = scene.latent(view, steps, *(slice(int(start), int(start) + side) for start in outer))
-        pixels = [slice(int(start) * factor, (int(start) + n) * factor) for start in inner]  # cut off at the edge
+        pixels = [slice(int(start) * factor, (int(start) + side) * factor) for start in outer]  # cut off at the edge
         photograph, mask = scene.photograph(view, *pixels)
         height, width = photograph.shape[:2]
-        image = torch.zeros(n * factor, n * factor, 3)
-        image[:height, :width] = photograph.float() / 255.0
-        counts = torch.zeros(n * factor, n * factor, dtype=torch.bool)
+        counts = torch.zeros(side * factor, side * factor, dtype=torch.bool)
         counts[:height, :width] = True if mask is None else mask
-        return {
+        beyond = (0, side * factor - height), (0, side * factor - width), (0, 0)
+        surroundings = np.pad(photograph.numpy(), beyond, mode="edge").astype(np.float32) / 255.0
+        place = inner - outer
+        is_clean = self.clean_share > 0 and rng.random() < self.clean_share
+        if is_clean:
+            surroundings = random_recoloring(rng)(surroundings)
+            if rng.random() < 0.5:
+                surroundings, counts = np.ascontiguousarray(surroundings[:, ::-1]), counts.flip(1)
+                place[1] = side - n - place[1]
+        rows, columns = (slice(int(start) * factor, (int(start) + n) * factor) for start in place)
+        item = {
             "latent": latent,
-            "place": torch.from_numpy(inner - outer),
-            "image": image,
-            "counts": counts,
+            "place": torch.from_numpy(place),
+            "image": torch.from_numpy(surroundings[rows, columns]),
+            "counts": counts[rows, columns],
             "novel": torch.tensor(kind == "novel"),
         }
+        if self.clean_share > 0:
+            item |= {"clean": torch.tensor(is_clean), "surroundings": torch.from_numpy(surroundings)}
+        return item
 
     def _pair(self, kind: Kind, number: int) -> tuple[ScenePairs, int, int]:
         """Return the scene, the view and the steps of the pair with a number, counted over all scenes."""
