@@ -49,7 +49,7 @@ def main(options: Triangulate) -> None:
     """
     data = options.data.expanduser()
     config = scene_parser(data, options.downscale_factor, points=False)
-    config.eval_mode = "all"  # type: ignore[attr-defined]  # both of the parsers have it
+    config.eval_mode = "all"
     outputs = parse(setup_dataparser(config), data, "train")
     if options.images:
         outputs = select_images(outputs, options.images)

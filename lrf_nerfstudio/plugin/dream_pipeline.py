@@ -28,7 +28,7 @@ class DreamSplatPipelineConfig(LatentPipelineConfig):
     """Configuration of the prompt, the diffusion model, the cameras and the field."""
 
     _target: type = field(default_factory=lambda: DreamSplatPipeline)
-    datamanager: OrbitDatamanagerConfig = field(default_factory=OrbitDatamanagerConfig)  # type: ignore[assignment]
+    datamanager: OrbitDatamanagerConfig = field(default_factory=OrbitDatamanagerConfig)
     """The cameras."""
     model: DreamSplatModelConfig = field(default_factory=DreamSplatModelConfig)
     """The radiance field."""
@@ -54,7 +54,7 @@ class DreamSplatPipeline(LatentPipeline):
     """
 
     config: DreamSplatPipelineConfig
-    datamanager: OrbitDatamanager  # type: ignore[assignment]
+    datamanager: OrbitDatamanager
 
     @exit_on_user_error()
     def __init__(

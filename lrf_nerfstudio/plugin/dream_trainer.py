@@ -29,6 +29,9 @@ class DreamSplatTrainerConfig(LatentTrainerConfig):
 
     _target: type = field(default_factory=lambda: DreamSplatTrainer)
 
+    experiment_name: str | None = None
+    """Name of the run's folder; the prompt's words if none."""
+
     def set_experiment_name(self) -> None:
         """Name the run after the prompt, where the user has not named it."""
         words = re.sub(r"\W+", "-", (self.pipeline.model.prompt or "").lower()).strip("-")

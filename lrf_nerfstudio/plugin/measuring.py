@@ -96,7 +96,7 @@ def triangulate_training_views(scene: SceneData, file: Path) -> Path | Literal["
 
 def _all_photographs(folder: Path, images: int | None) -> DataparserOutputs:
     parser = scene_parser(folder, images, points=False)
-    parser.eval_mode = "all"  # type: ignore[attr-defined]  # both of the parsers have it
+    parser.eval_mode = "all"
     return parse(setup_dataparser(parser), folder, "train")
 
 
@@ -125,6 +125,7 @@ class MeasuringConfig:
         opacity_dropout: see the model's option.
         lpips: the network of LPIPS.
         download_lpips: whether its weights may be downloaded.
+        latent_cache_dir: where latents are kept; None stands for the user's cache.
     """
 
     steps: int
@@ -132,6 +133,7 @@ class MeasuringConfig:
     opacity_dropout: float = 0.0
     lpips: Literal["alex", "vgg"] = "alex"
     download_lpips: bool = False
+    latent_cache_dir: Path | None = None
 
 
 def measuring_config(scene: SceneData, method: Method, output: Path, config: MeasuringConfig) -> LatentTrainerConfig:
@@ -142,6 +144,7 @@ def measuring_config(scene: SceneData, method: Method, output: Path, config: Mea
     data.dataparser = scene_parser(scene.folder, scene.images, points=scene.points == "sfm")
     data.train_images, data.eval_images, data.crop = scene.train, scene.held_out, scene.crop
     data.points = scene.points if isinstance(scene.points, Path) else None
+    data.latent_cache_dir = config.latent_cache_dir
     if method.scene_decoder:
         model.scene_decoder = copy.deepcopy(latent_splatfacto.config.pipeline.model.scene_decoder)
     model.opacity_dropout, model.lpips_network = config.opacity_dropout, config.lpips

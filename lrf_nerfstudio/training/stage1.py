@@ -171,7 +171,7 @@ class Stage1(Task):
             terms["regularization"] = regularization_loss(latents, original)
         if self.weights["original decoder"] > 0:
             # One view of each pair tells enough, and a decoder takes as long as everything else together.
-            seen = self.original.decode(latents[::2], *images.shape[1:3], clamp=False)
+            seen = self.original.decode(latents[::2], images.shape[1], images.shape[2], clamp=False)
             terms["original decoder"] = (seen.float() - images[::2]).abs().mean()
         if self.weights["deviation"] > 0:
             terms["deviation"] = deviation_loss(deviation, channel_deviation(original))

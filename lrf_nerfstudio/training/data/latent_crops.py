@@ -86,7 +86,7 @@ class LatentCrops(Dataset[dict[str, Tensor]]):
         counts[:height, :width] = True if mask is None else mask
         beyond = (0, side * factor - height), (0, side * factor - width), (0, 0)
         surroundings = np.pad(photograph.numpy(), beyond, mode="edge").astype(np.float32) / 255.0
-        place = inner - outer
+        place: np.ndarray = inner - outer
         is_clean = self.clean_share > 0 and rng.random() < self.clean_share
         if is_clean:
             surroundings = random_recoloring(rng)(surroundings)
