@@ -1,4 +1,4 @@
-"""Makes the tables of published protocols: see lrf_nerfstudio/commands/benchmark.py."""
+"""`lrf benchmark`, from a checkout."""
 
 from lrf_nerfstudio.commands.benchmark import main
 from lrf_nerfstudio.utils.cli import run

@@ -1,4 +1,4 @@
-"""Triangulates points of a scene from known cameras: see lrf_nerfstudio/commands/triangulate.py."""
+"""`lrf triangulate`, from a checkout."""
 
 from lrf_nerfstudio.commands.triangulate import main
 from lrf_nerfstudio.utils.cli import run

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from lrf_nerfstudio.correspondence.epipolar import fundamental_matrix, sampson_distance
 from lrf_nerfstudio.correspondence.features import Features, features_of, match_descriptors
 from lrf_nerfstudio.correspondence.pairs import neighbour_pairs, pose_errors
+
+if TYPE_CHECKING:
+    import pycolmap
 
 
 @dataclass

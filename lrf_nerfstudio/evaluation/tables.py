@@ -123,7 +123,7 @@ def over_scenes(rows: Sequence[Row], protocol: Protocol) -> list[Row]:
 def reported_rows(protocol: Protocol) -> tuple[list[Row], list[str]]:
     """Return what others have published as rows of a table, marked as theirs, and the sources that the marks name."""
     sources = list(dict.fromkeys(reported.source for reported in protocol.reported))
-    rows = []
+    rows: list[Row] = []
     for reported in protocol.reported:
         numbers = {name: getattr(reported, name) for name in ("psnr", "ssim", "lpips")}
         rows.append(

@@ -126,7 +126,7 @@ class FieldFit:
                     save(step)
                     self._write_cost(self.seconds + time.perf_counter() - start)
 
-                self.trainer.save_checkpoint = save_with_cost  # type: ignore[method-assign]
+                self.trainer.save_checkpoint = save_with_cost
                 self.trainer.train()
         self.seconds += time.perf_counter() - start
 

@@ -96,7 +96,7 @@ def triangulate_training_views(scene: SceneData, file: Path) -> Path | Literal["
 
 def _all_photographs(folder: Path, images: int | None) -> DataparserOutputs:
     parser = scene_parser(folder, images, points=False)
-    parser.eval_mode = "all"  # type: ignore[attr-defined]  # both of the parsers have it
+    parser.eval_mode = "all"  # both of the parsers have it
     return parse(setup_dataparser(parser), folder, "train")
 
 
