@@ -23,7 +23,7 @@ from tiny_scenes import (
     write_scene,
 )
 
-from lrf_nerfstudio.plugin.dataparser import parse, setup_dataparser
+from lrf_nerfstudio.plugin.dataparser import parse, scene_parser, select_images, setup_dataparser
 from lrf_nerfstudio.plugin.dataset import PinholeDataset
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.poses import check_pose
@@ -226,5 +226,5 @@ def test_parsers_by_what_is_in_the_folder(tmp_path):
     assert isinstance(scene_parser(model, None), ColmapDataParserConfig)
     (model / "colmap" / "sparse").rename(model / "sparse")
     assert len(parse(setup_dataparser(scene_parser(model, 1)), model, "train").image_filenames) == 2
-    with pytest.raises(UserError, match="neither transforms.json nor a COLMAP model"):
+    with pytest.raises(UserError, match=r"neither transforms\.json nor a COLMAP model"):
         scene_parser(tmp_path, None)
