@@ -1,4 +1,6 @@
-"""Makes the tables of published protocols: fits a field to each scene by each method, and measures held-out views.
+"""Make the tables of published protocols.
+
+Fits a field to each scene by each method, and measures held-out views.
 
 A protocol (`lrf`, `lrf-llff-3`, `splatent`, `mip360`, `quick`) says which scenes, which photographs are held out, how
 long fields are fitted and what is measured; see lrf_nerfstudio/evaluation/protocols. The rows are: each VAE with the

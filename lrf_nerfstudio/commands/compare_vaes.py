@@ -3,13 +3,13 @@
 Fits a field for each VAE and scene, and compares its decoded renders of training and held-out views with the
 photographs.
 
-The source `rgb-f4` (f2 to f32) is RGB at 1/4 of the resolution, enlarged: what a VAE of this factor must beat. With
---scene-decoder, each VAE has a second row, of fields whose pictures are made by the scene's own decoder.
-
 VAEs with the same encoder share a field, decoded by each: those before and after stage III, for example. The source
 `rgb` is no VAE: the scene is splatted in RGB at full resolution by the same code. Where it is among them, its renders
 are also encoded and decoded by each VAE ("recoded"): what a latent field as good as it would give. Run again after an
 interruption, it goes on where it was.
+
+The source `rgb-f4` (f2 to f32) is RGB at 1/4 of the resolution, enlarged: what a VAE of this factor must beat. With
+--scene-decoder, each VAE has a second row, of fields whose pictures are made by the scene's own decoder.
 
 Writes table.md, table.json (lrf_nerfstudio/evaluation/decoding.py says what each number is) and figure.png, a
 held-out view of each scene: photograph, the first VAE's own reconstruction, and the decoded renders.

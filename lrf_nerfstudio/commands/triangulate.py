@@ -1,4 +1,6 @@
-"""Triangulates points of a scene from photographs with known cameras, for scenes that come without a point cloud.
+"""Triangulate points of a scene from photographs with known cameras.
+
+For scenes that come without a point cloud, and for fields that are fitted to few views.
 
 Features that look alike in neighboring photographs and obey the known cameras are located in space and written as a
 point cloud in the coordinates of the data set's cameras. A field begins better at such points than at random ones:
@@ -49,7 +51,7 @@ def main(options: Triangulate) -> None:
     """
     data = options.data.expanduser()
     config = scene_parser(data, options.downscale_factor, points=False)
-    config.eval_mode = "all"
+    config.eval_mode = "all"  # both of the parsers have it
     outputs = parse(setup_dataparser(config), data, "train")
     if options.images:
         outputs = select_images(outputs, options.images)

@@ -96,7 +96,7 @@ def triangulate_training_views(scene: SceneData, file: Path) -> Path | Literal["
 
 def _all_photographs(folder: Path, images: int | None) -> DataparserOutputs:
     parser = scene_parser(folder, images, points=False)
-    parser.eval_mode = "all"
+    parser.eval_mode = "all"  # both of the parsers have it
     return parse(setup_dataparser(parser), folder, "train")
 
 
@@ -177,7 +177,7 @@ def measure(
     folder = output / "-".join([*names, f"seed{config.seed}"])
     fit = FieldFit(measuring_config(scene, method, folder.resolve(), config))
     fit.run([], lambda steps: None)
-    pipeline = fit.pipeline.eval()
+    pipeline = fit.pipeline
     novel = pipeline.get_average_eval_image_metrics()
     novel.pop("num_rays", None)
     row = {
@@ -189,7 +189,7 @@ def measure(
             "decoder_fingerprint": vae.decoder_fingerprint,
         },
     }
-    return row, _pictures(pipeline)
+    return row, _pictures(pipeline.eval())  # nerfstudio's evaluation ends in training mode
 
 
 @torch.no_grad()

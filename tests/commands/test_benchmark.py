@@ -111,11 +111,12 @@ def test_vaes_with_one_encoder_share_fits(data, tiny_vae, tmp_path, monkeypatch)
     tuned.autoencoder.decoder.layers[-1].bias += 0.5
     tuned.save(tmp_path / "tuned", dtype=torch.float32)
     steps, fit_on = [], FieldFit.run
-    monkeypatch.setattr(
-        FieldFit,
-        "run",
-        lambda self, *a: (steps.append(self.trainer.config.max_num_iterations - self.steps), fit_on(self, *a)),
-    )
+
+    def counted(self, *arguments):
+        steps.append(self.trainer.config.max_num_iterations - self.steps)
+        fit_on(self, *arguments)
+
+    monkeypatch.setattr(FieldFit, "run", counted)
     vaes = [f"first={tiny_vae}", f"tuned={tmp_path / 'tuned'}"]
     run("--data", data, "--scenes", "a", "--rows", "vae", "--steps", 3, "--output", tmp_path / "out", "--vae", *vaes)
     first, tuned_row = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]

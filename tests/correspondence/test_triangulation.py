@@ -37,7 +37,7 @@ VIEWS = [view((0.9, 0.1 * number, 2.0)) for number in (-3, 0, 3)]
 def test_points_lie_on_what_the_photographs_show():
     points = triangulate(VIEWS, TriangulationConfig(max_features=1000))
     assert len(points) > 100
-    assert np.median(np.abs(points[:, 2])) < 0.005
+    assert np.median(np.abs(points[:, 2])) < 0.01  # about a pixel
     assert (np.abs(points[:, 2]) < 0.05).mean() > 0.98
     assert np.ptp(points[:, :2], axis=0).min() > 1  # all over the floor
     np.testing.assert_array_equal(points, triangulate(VIEWS, TriangulationConfig(max_features=1000)))

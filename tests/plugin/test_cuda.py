@@ -68,6 +68,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "depth": {"output_depth_during_training": True},
     "no harmonics": {"sh_degree": 0},
     "no ssim": {"ssim_lambda": 0.0},
+    "dropout": {"opacity_dropout": 0.2},
 }
 
 

@@ -23,7 +23,7 @@ from tiny_scenes import (
     write_scene,
 )
 
-from lrf_nerfstudio.plugin.dataparser import parse, setup_dataparser
+from lrf_nerfstudio.plugin.dataparser import parse, scene_parser, select_images, setup_dataparser
 from lrf_nerfstudio.plugin.dataset import PinholeDataset
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.poses import check_pose
@@ -205,3 +205,26 @@ def test_the_wrong_format_is_explained(tmp_path):
     scene = write_colmap_scene(tmp_path / "scene")
     with pytest.raises(UserError, match="colmap"):
         parse_scene(scene)
+
+
+def test_photographs_are_chosen_by_name(tmp_path):
+    scene = write_scene(tmp_path / "scene", views=9, masked=True)
+    parser = setup_dataparser(NerfstudioDataParserConfig(data=scene, eval_mode="all"))
+    outputs = parse(parser, scene, "train")
+    chosen = select_images(outputs, ["007.png", "002.png"])
+    assert [path.name for path in chosen.image_filenames] == ["007.png", "002.png"]
+    assert [path.name for path in chosen.mask_filenames] == ["007.png", "002.png"]
+    assert torch.equal(chosen.cameras.camera_to_worlds, outputs.cameras.camera_to_worlds[[7, 2]])
+    with pytest.raises(UserError, match=r"No photographs .* called 009.png"):
+        select_images(outputs, ["009.png"])
+
+
+def test_parsers_by_what_is_in_the_folder(tmp_path):
+    scene = write_scene(tmp_path / "scene", views=2)
+    assert isinstance(scene_parser(scene, 2), NerfstudioDataParserConfig)
+    model = write_colmap_scene(tmp_path / "model", views=3)
+    assert isinstance(scene_parser(model, None), ColmapDataParserConfig)
+    (model / "colmap" / "sparse").rename(model / "sparse")
+    assert len(parse(setup_dataparser(scene_parser(model, 1)), model, "train").image_filenames) == 2
+    with pytest.raises(UserError, match=r"neither transforms\.json nor a COLMAP model"):
+        scene_parser(tmp_path, None)

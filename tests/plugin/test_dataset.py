@@ -242,3 +242,18 @@ def test_preprocessing_names_what_decides_the_pixels(tmp_path):
     edit_transforms(scene, k1=-0.15)
     descriptions.append(json.dumps(dataset_of(scene).preprocessing(0)))
     assert len(set(descriptions)) == 3
+
+
+def test_photographs_cut_in_the_middle(tmp_path):
+    scene = write_scene(tmp_path / "scene", views=2, lenses=Lens(101, 70, center=(50.0, 36.0)), masked=True)
+    outputs = NerfstudioDataParserConfig(data=scene, eval_mode="all").setup().get_dataparser_outputs("train")
+    whole, cut = PinholeDataset(outputs), PinholeDataset(outputs, crop=8)
+    cut.check_sizes()
+    assert cut.size(0) == (64, 96)
+    image, mask = cut.photograph(0)
+    full, full_mask = whole.photograph(0)
+    assert torch.equal(image, full[3:67, 2:98]) and torch.equal(mask, full_mask[3:67, 2:98])
+    assert (float(cut.cameras.cx[0]), float(cut.cameras.cy[0])) == (48.0, 33.0)  # the same rays through the same pixels
+    assert cut.preprocessing(0) != whole.preprocessing(0)
+    with pytest.raises(UserError, match="smaller than"):
+        PinholeDataset(outputs, crop=200)

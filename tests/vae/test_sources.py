@@ -251,3 +251,20 @@ def test_taesd_reconstructs_photographs_as_well_as_known(real_data):
         decoded = vae.decode(vae.encode(image[None]), 512, 512)[0]
         psnrs.append(-10 * torch.log10((decoded - image).square().mean()).item())
     assert sum(psnrs) / len(psnrs) == pytest.approx(30.5, abs=1.5)
+
+
+def test_rgb_at_a_lower_resolution_is_mean_colors_enlarged(images):
+    vae, halved = VAEConfig("rgb-f4").setup(), VAEConfig("rgb-f2").setup()
+    assert (vae.latent_channels, vae.spatial_factor, halved.spatial_factor) == (3, 4, 2)
+    assert len({vae.fingerprint, halved.fingerprint, VAEConfig("rgb").setup().fingerprint}) == 3
+    image = torch.rand(1, 32, 48, 3)
+    latents = vae.encode(image)
+    means = image.reshape(1, 8, 4, 12, 4, 3).mean(dim=(2, 4))
+    torch.testing.assert_close(latents.permute(0, 2, 3, 1) / 2 + 0.5, means)
+    # A ramp stays where it is, but for the edges: cells and pixels agree on their centers.
+    ramp = torch.linspace(0.2, 0.8, 48).expand(32, 48)[None, ..., None].repeat(1, 1, 1, 3)
+    back = vae.decode(vae.encode(ramp), 32, 48)
+    torch.testing.assert_close(back[:, :, 8:40], ramp[:, :, 8:40], atol=2e-3, rtol=0)
+    assert vae.decode(vae.encode(images), *images.shape[1:3]).shape == images.shape
+    with pytest.raises(UserError, match="rgb-f<factor>"):
+        VAEConfig("rgb-f3").setup()
