@@ -51,7 +51,8 @@ class Stage1Config(FineTuneConfig):
     """
 
     scenes: tuple[Path, ...] = ()
-    """Folders of scenes in nerfstudio's formats: transforms.json, a COLMAP model, or both; plain photographs too."""
+    """Folders of scenes in nerfstudio's formats: transforms.json, a COLMAP model, or both; plain photographs too. Every
+    pair of photographs comes up equally often; those of a scene that is named twice, twice as often."""
     correspondence: CorrespondenceConfig = field(default_factory=CorrespondenceConfig)
     """Where correspondences come from."""
     images_in_memory: int = 256

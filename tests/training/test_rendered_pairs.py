@@ -158,10 +158,10 @@ def test_crops_are_the_photograph_and_the_latent_of_one_place(tmp_path, source):
 
 
 def test_clean_items_show_one_recolored_place(tmp_path, source):
-    """What counts and what surrounds it are mirrored together; colors of a photograph of one color stay one color."""
-    views = (PairView("a", "train", 90, 119, mask=True), PairView("b", "novel", 90, 119, mask=True))
+    """What counts and what surrounds it are mirrored together, and only clean items are recolored."""
+    views = (PairView("a", "train", 92, 120, mask=True), PairView("b", "novel", 92, 120, mask=True))
     pairs = ScenePairs(tmp_path, "scene", source, "f", 4, {}, [0.0] * 2, [1.0] * 2, views)
-    rows, columns = torch.meshgrid(torch.arange(90), torch.arange(119), indexing="ij")
+    rows, columns = torch.meshgrid(torch.arange(92), torch.arange(120), indexing="ij")
     mask = (rows // 4 + columns // 4) % 3 == 0
     image = torch.where(mask, 0.8, 0.1)[..., None].expand(-1, -1, 3)
     pairs.write_photographs(0, [(image, mask), (image, mask)])
