@@ -8,6 +8,18 @@ from lrf_nerfstudio.evaluation.metrics import ImageMetrics
 from lrf_nerfstudio.vae import VAE, FieldNormalization
 
 
+def latent_psnr(latent: Tensor, encoded: Tensor, normalization: FieldNormalization) -> float:
+    """Return the PSNR in dB, with data range 1, of rendered against encoded field latents.
+
+    Args:
+        latent: [C, h, w], rendered.
+        encoded: [C, h, w].
+        normalization: latent to field latent.
+    """
+    error = F.mse_loss(normalization.to_field(latent), normalization.to_field(encoded))
+    return float(-10 * torch.log10(error))
+
+
 @torch.no_grad()
 def compare_view(
     rgb: Tensor,
@@ -43,9 +55,8 @@ def compare_view(
             if that is another, and the decoded render.
     """
     reconstruction = vae.decode(encoded[None], *photograph.shape[:2])[0]
-    error = F.mse_loss(normalization.to_field(latent), normalization.to_field(encoded))
     values = metrics(rgb, photograph, mask)
-    values["latent_psnr"] = float(-10 * torch.log10(error))
+    values["latent_psnr"] = latent_psnr(latent, encoded, normalization)
     others = {"ceiling": reconstruction} | ({} if vae_rgb is None else {"vae": vae_rgb})
     for kind, picture in others.items():
         values |= {f"{kind}_{name}": value for name, value in metrics(picture, photograph, mask).items()}

@@ -145,6 +145,7 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         self._photographs: Photographs | None = None
         self._latent_steps = 0
         self._decoder: list[SceneDecoder] = []  # in a list, which hides it from nn.Module
+        self._latents_too = False
 
     @property
     def latent_cache(self) -> LatentCache:
@@ -209,9 +210,15 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         for view in itertools.chain.from_iterable(self._shifted_views):
             view.target = mapping(view.target).contiguous()
 
-    def prepare_training(self, latent_steps: int, decoder: SceneDecoder | None) -> None:
-        """Learn from which step on photographs are served, and to which decoder they will be compared."""
-        self._latent_steps = latent_steps
+    def prepare_training(self, latent_steps: int, decoder: SceneDecoder | None, latents_too: bool) -> None:
+        """Learn from which step on photographs are served.
+
+        Args:
+            latent_steps: the step.
+            decoder: whose pictures are compared with them.
+            latents_too: whether their latents are served with them where the decoder's grid contains the VAE's.
+        """
+        self._latent_steps, self._latents_too = latent_steps, latents_too
         if decoder is not None:
             pinned = torch.device(self.device).type == "cuda" and torch.cuda.is_available()
             self._photographs = Photographs(self.train_dataset, 1e9 * self.config.photograph_memory, pinned)
@@ -232,7 +239,9 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
 
         Returns:
             The camera, and `image_idx`, `photograph` [h, w, 3] (bytes), `inside` (the rows and columns of the decoded
-            picture that are to look like it) and, if there are masks, `mask` [h, w] (True: counts).
+            picture that are to look like it) and, if there are masks, `mask` [h, w] (True: counts). Where latents are
+            served too, also `target` [1, h, w, C] (field latents), `dense`, the rows and columns of the camera's grid
+            that lie over them, and, if there are masks, `target_mask` [1, h, w].
         """
         index, following = (self._photograph_index(step + ahead) for ahead in (0, 1))
         photograph = photographs.take(index, following)
@@ -244,7 +253,14 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         batch["photograph"] = part.of(photograph.image).to(self.device, non_blocking=True)
         if photograph.mask is not None:
             batch["mask"] = part.of(photograph.mask).to(self.device, non_blocking=True)
-        return part.camera(self.train_views[index].camera).subdivided(decoder.density), batch
+        view = self.train_views[index]
+        if self._latents_too and (found := part.latent_cells(decoder)) is not None:
+            rows, columns = found
+            batch["dense"] = rows.dense, columns.dense
+            batch["target"] = view.target[:, rows.cells, columns.cells]
+            if view.mask is not None:
+                batch["target_mask"] = view.mask[:, rows.cells, columns.cells]
+        return part.camera(view.camera).subdivided(decoder.density), batch
 
     def _photograph_index(self, step: int) -> int:
         """Return the photograph of a step; every epoch is a permutation of its own."""

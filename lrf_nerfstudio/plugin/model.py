@@ -251,14 +251,16 @@ class LatentSplatfactoModel(SplatfactoModel):
 
         Returns:
             On latents `field` [B, h, w, C], `accumulation` [B, h, w, 1] and, if asked for, `depth` [B, h, w, 1]; on
-            photographs the decoded `picture` [H, W, 3], not limited to [0, 1].
+            photographs the decoded `picture` [H, W, 3], not limited to [0, 1], and the field latents on the dense grid
+            `dense` [h k, w k, C] that it was decoded from.
         """
         camera = self.optimized(camera)
         if self.scene_decoder is not None and self.step >= self.latent_steps:
             self.decoder_is_fitted = True
             with torch.set_grad_enabled(self.step >= self.joint_steps):
                 dense = self.render_field(camera, self.scene_decoder.dense_dilation(self.config.dilation)).field[0]
-            return {"picture": self.scene_decoder(dense).float()[: camera.height, : camera.width]}
+            picture = self.scene_decoder(dense).float()[: camera.height, : camera.width]
+            return {"picture": picture, "dense": dense}
         render = self.render_field(camera, self.config.dilation)
         if self.strategy is not None:
             self.strategy.before_backward(self.info)
@@ -303,7 +305,9 @@ class LatentSplatfactoModel(SplatfactoModel):
             outputs: of :meth:`get_outputs`.
             batch: on latents `target` [B, h, w, C], the field latents of the photographs, and `mask` [B, h, w] if there
                 is one; on photographs `photograph` [h, w, 3] (bytes), `inside`, its rows and columns in the decoded
-                picture, and `mask` [h, w] if there is one.
+                picture, and `mask` [h, w] if there is one. With photographs whose latents are compared too, also
+                `target` [1, h', w', C], `dense`, its rows and columns on the dense grid, and `target_mask` [1, h', w']
+                if there is one.
             metrics_dict: not used.
         """
         mask, weight = batch.get("mask"), self.config.ssim_lambda
@@ -316,6 +320,11 @@ class LatentSplatfactoModel(SplatfactoModel):
                 }
                 if self.step < self.joint_steps:
                     return losses
+                if "target" in batch:
+                    assert self.scene_decoder is not None
+                    latents = self.scene_decoder.field_latents(outputs["dense"][batch["dense"]])[None]
+                    latent_loss = fitting_loss(latents, batch["target"], batch.get("target_mask"), weight)
+                    losses["latent_loss"] = self.config.scene_decoder.latent_weight * latent_loss
             else:
                 losses = {"main_loss": fitting_loss(outputs["field"], batch["target"], mask, weight)}
                 if self.strategy is not None:

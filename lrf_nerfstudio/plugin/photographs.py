@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lrf_nerfstudio.field.cameras import GridCamera
+from lrf_nerfstudio.field.decoder import SceneDecoder
 from lrf_nerfstudio.plugin.dataset import PinholeDataset
 
 
@@ -110,6 +111,33 @@ class Part:
         return tensor[
             self.top + rows.start : self.top + rows.stop, self.left + columns.start : self.left + columns.stop
         ]
+
+    def latent_cells(self, decoder: SceneDecoder) -> tuple["LatentCells", "LatentCells"] | None:
+        """Find the cells of the VAE's grid of the whole photograph that lie in the part with its surroundings.
+
+        Returns:
+            Along the rows and along the columns; None where the cells of the decoder's dense grid, which begins with
+            the part, do not make up the cells of the VAE's.
+        """
+        rows, columns = LatentCells.of(self.top, self.height, decoder), LatentCells.of(self.left, self.width, decoder)
+        return None if rows is None or columns is None else (rows, columns)
+
+
+class LatentCells(NamedTuple):
+    """Whole cells of a photograph's VAE grid in a part of it, along one axis."""
+
+    dense: slice  # of the dense cells of the part
+    cells: slice  # of the VAE's cells of the photograph
+
+    @classmethod
+    def of(cls, start: int, length: int, decoder: SceneDecoder) -> "LatentCells | None":
+        """Find them for a part that begins at a pixel and has a length in pixels."""
+        first, to_first = -(-start // decoder.factor), -start % decoder.factor
+        skipped, rest = divmod(to_first * decoder.density, decoder.factor)  # dense cells before the first whole one
+        if rest:
+            return None
+        count = -(-length // decoder.factor) - bool(skipped)  # of the dense cells that are left after the skipped ones
+        return cls(slice(skipped, skipped + count * decoder.density), slice(first, first + count))
 
 
 class _Span(NamedTuple):

@@ -12,6 +12,7 @@ from nerfstudio.utils import profiler
 from torch import Tensor
 from torchvision.utils import save_image
 
+from lrf_nerfstudio.evaluation.views import latent_psnr
 from lrf_nerfstudio.field.seeding import mean_latents_at_projections
 from lrf_nerfstudio.plugin.datamanager import LatentDatamanager, LatentDatamanagerConfig
 from lrf_nerfstudio.plugin.ffmpeg import provide_ffmpeg
@@ -103,7 +104,8 @@ class LatentPipeline(VanillaPipeline):
     def prepare_training(self, steps: int) -> None:
         """Make what only training needs, for a run of so many steps, before a checkpoint is loaded."""
         self.model.prepare_training(steps)
-        self.datamanager.prepare_training(self.model.latent_steps, self.model.scene_decoder)
+        latents_too = self.model.config.scene_decoder.latent_weight > 0
+        self.datamanager.prepare_training(self.model.latent_steps, self.model.scene_decoder, latents_too)
 
     def is_light(self, step: int) -> bool:
         """Return whether a training step is many small operations, which more threads only slow down on a CPU."""
@@ -201,6 +203,18 @@ class LatentPipeline(VanillaPipeline):
         metrics["num_rays"] = camera.height * camera.width
         self.train()
         return metrics, images
+
+    @torch.no_grad()
+    @exit_on_user_error()
+    def held_out_latent_psnr(self) -> float:
+        """Return the mean `latent_psnr` of the held-out views, as :meth:`get_average_eval_image_metrics` has it."""
+        self.eval()
+        model, values = self.model, []
+        for camera, batch in self.datamanager.fixed_indices_eval_dataloader:
+            latent = model.render(camera, decode=model.decoder_is_fitted)["latent"]
+            values.append(latent_psnr(latent, batch["latent"], model.normalization))
+        self.train()
+        return sum(values) / len(values)
 
     @profiler.time_function
     @exit_on_user_error()

@@ -22,6 +22,10 @@ class SceneDecoderConfig:
     """Channels between its convolutions."""
     blocks: int = 2
     """Its residual blocks."""
+    latent_weight: float = 0.0
+    """Weight of the loss of latents against those of the photographs while field and decoder are fitted. It keeps the
+    field's latents what the VAE's decoder and diffusion models know, and is computed in the steps whose grid contains
+    the VAE's, which with the default `cell` is every fourth; 0 leaves it out."""
 
     def check(self, factor: int) -> None:
         """Check that every option is in its range.
@@ -36,6 +40,8 @@ class SceneDecoderConfig:
         for name in ("share", "warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{option}.{name} must be a fraction, 0 to 1; it is {getattr(self, name)}.")
+        if not self.latent_weight >= 0:
+            raise UserError(f"{option}.latent-weight must be 0 or more; it is {self.latent_weight}.")
         if min(self.cell, self.width, self.blocks + 1) < 1:
             raise UserError(f"{option}.cell and .width must be 1 or more and .blocks 0 or more.")
         if 2 * factor % min(self.cell, factor):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils import writer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer import Viewer
@@ -75,6 +76,7 @@ class LatentTrainer(Trainer):
             self.use_grad_scaler = config.use_grad_scaler
             self.grad_scaler = GradScaler(enabled=self.use_grad_scaler)
         self.train_lock = FairLock()
+        self._total_steps = config.max_num_iterations
         self._picture_clock = PictureClock()
 
     @exit_on_user_error()
@@ -97,7 +99,7 @@ class LatentTrainer(Trainer):
 
     @exit_on_user_error()
     def train(self) -> None:
-        total = self.config.max_num_iterations
+        total = self._total_steps = self.config.max_num_iterations
         if self._start_step >= total:
             raise UserError(
                 f"The checkpoint has already been trained for {self._start_step} steps and --max-num-iterations is "
@@ -116,6 +118,22 @@ class LatentTrainer(Trainer):
             if self.device == "cpu" and self.pipeline.is_light(step):
                 stack.enter_context(single_threaded())
             return super().train_iteration(step)
+
+    @exit_on_user_error()
+    def eval_iteration(self, step: int) -> None:
+        """Evaluate what is due; when the parts on latents and on photographs end, say how good the latents are.
+
+        What photographs make of a field's latents is the difference between the two numbers.
+        """
+        super().eval_iteration(step)
+        if (
+            step + 1 in (self.pipeline.model.latent_steps, self._total_steps)
+            and self.pipeline.model.scene_decoder is not None
+            and self.config.steps_per_eval_image > 0
+        ):
+            value = self.pipeline.held_out_latent_psnr()
+            writer.put_scalar(name="Held-out latent_psnr", scalar=value, step=step)
+            CONSOLE.log(f"latent_psnr of the held-out views after {step + 1} steps: {value:.2f} dB")
 
     def _update_viewer_state(self, step: int) -> None:
         """Renew the viewer's picture when it is due; see :class:`PictureClock`."""

@@ -1,6 +1,7 @@
 """The last part of a run: the scene's own decoder is fitted, with the field, to the photographs."""
 
 import random
+import re
 import shutil
 
 import pytest
@@ -13,6 +14,7 @@ from tiny_scenes import Lens, write_scene
 
 from lrf_nerfstudio.field import LatentField
 from lrf_nerfstudio.field.decoder import SceneDecoder
+from lrf_nerfstudio.field.similarity import fitting_loss
 from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.export import exported_field
 from lrf_nerfstudio.plugin.photographs import Part, Photographs
@@ -27,7 +29,8 @@ def psnr(trainer, name: str = "psnr") -> float:
 
 
 def test_a_run_fits_latents_then_the_decoder_then_both(floor_scene, tiny_vae, tmp_path, device):
-    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, steps=40, densification=KEPT, device=device)
+    options = {"scene_decoder__share": 0.5, "densification": KEPT, "device": device}
+    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, steps=40, **options)
     model = trainer.pipeline.model
     assert (model.latent_steps, model.joint_steps) == (20, 21)
     moved: dict[str, list[bool]] = {"means": [], "decoder": []}
@@ -107,6 +110,107 @@ def test_pixels_outside_the_mask_do_not_matter(tmp_path, tiny_vae, device):
     assert torch.equal(model.get_loss_dict(outputs, {**batch, "photograph": spoiled})["main_loss"], loss)
     other = {**batch, "photograph": 255 - batch["photograph"]}
     assert not torch.equal(model.get_loss_dict(outputs, other)["main_loss"], loss)
+
+
+# ---------------------------------------------------------------------------------------------------- latents
+
+
+@pytest.mark.parametrize(("factor", "cell"), [(8, 4), (4, 4), (4, 2), (4, 1), (8, 16), (1, 2)])
+@pytest.mark.parametrize("side", [40, 200])
+def test_the_cells_of_the_vae_in_a_part(factor, cell, side):
+    """All whole cells are found, and pixels are where both grids say they are."""
+    height, width = 67, 101
+    decoder = SceneDecoder(channels=2, factor=factor, cell=cell)
+    generator, found = random.Random(0), 0
+    for _ in range(1000):
+        part = Part.random(height, width, side, factor, decoder.cell * decoder.margin, generator)
+        cells = part.latent_cells(decoder)
+        if cells is None:
+            assert decoder.density < factor  # dense cells no larger than a pixel always make up the VAE's
+            continue
+        found += 1
+        spans = ((part.top, part.height, height), (part.left, part.width, width))
+        for axis, (start, length, whole) in zip(cells, spans, strict=True):
+            dense_cell = factor / decoder.density
+            assert start + axis.dense.start * dense_cell == axis.cells.start * factor
+            assert start + axis.dense.stop * dense_cell == axis.cells.stop * factor
+            covered = -(-length // factor) * factor
+            assert 0 <= axis.cells.start * factor - start < factor
+            assert 0 <= start + covered - axis.cells.stop * factor < factor
+            assert axis.cells.stop <= -(-whole // factor)
+    assert found > 5  # one of 64 where a dense cell is one of the VAE's
+
+
+def latent_step(scene, vae, **options):
+    """A pipeline, the cameras and the batch of a step whose grid contains the VAE's but does not begin with it."""
+    pipeline = make_pipeline(scene, vae, **{"scene_decoder__latent_weight": 0.5, **options})
+    pipeline.prepare_training(2000)
+    for step in range(pipeline.model.joint_steps, 2000):
+        camera, batch = pipeline.datamanager.next_train(step)
+        if "target" in batch and batch["dense"][0].start > 0:
+            pipeline.model.step = step
+            return pipeline, camera, batch
+    raise AssertionError("the grid never contained the VAE's")
+
+
+def test_the_latent_loss_compares_what_the_vaes_grid_shows(floor_scene, tiny_vae):
+    pipeline, camera, batch = latent_step(floor_scene, tiny_vae)
+    model, decoder, (index,) = pipeline.model, pipeline.model.scene_decoder, batch["image_idx"]
+    whole = pipeline.datamanager.train_views[index]
+    dilation = decoder.dense_dilation(model.config.dilation)
+    with torch.no_grad():
+        dense = model.render_field(whole.camera.subdivided(decoder.density), dilation).field[0]
+        outputs = model(camera)
+    rows, columns = batch["target"].shape[1:3]
+    found = decoder.field_latents(outputs["dense"][batch["dense"]])
+    expected = decoder.field_latents(dense)
+    assert (rows, columns) < expected.shape[:2]  # the part begins within the first cell
+    torch.testing.assert_close(found, expected[-rows:, -columns:], atol=1e-3, rtol=1e-3)
+    assert torch.equal(batch["target"], whole.target[:, -rows:, -columns:])
+    losses = model.get_loss_dict(outputs, batch)
+    assert losses["latent_loss"] == 0.5 * fitting_loss(found[None], batch["target"], None, 0.2)
+    same = model.get_loss_dict(outputs, {**batch, "target": found[None]})
+    assert same["latent_loss"] == pytest.approx(0, abs=1e-6)
+    assert torch.equal(losses["main_loss"], same["main_loss"])
+
+
+def test_latents_outside_the_mask_do_not_matter(tmp_path, tiny_vae):
+    scene = write_scene(tmp_path / "scene", views=9, masked=True)
+    pipeline, camera, batch = latent_step(scene, tiny_vae)
+    model, mask = pipeline.model, batch["target_mask"]
+    assert mask.shape == batch["target"].shape[:3] and 0 < mask.sum() < mask.numel()
+    outputs = model(camera)
+    loss = model.get_loss_dict(outputs, batch)["latent_loss"]
+    spoiled = torch.where(mask[..., None], batch["target"], batch["target"] + 1)
+    assert torch.equal(model.get_loss_dict(outputs, {**batch, "target": spoiled})["latent_loss"], loss)
+
+
+def test_without_its_weight_there_are_no_latents(floor_scene, tiny_vae):
+    pipeline = make_pipeline(floor_scene, tiny_vae)
+    pipeline.prepare_training(100)
+    assert not any(
+        "target" in pipeline.datamanager.next_train(step)[1] for step in range(pipeline.model.latent_steps, 100)
+    )
+
+
+def test_the_latent_term_keeps_latents(floor_scene, tmp_path, device):
+    values = {}
+    for weight in (0.0, 2.0):
+        options = {"scene_decoder__latent_weight": weight, "densification": KEPT, "device": device}
+        trainer = make_trainer(floor_scene, "lrf-f4c4", tmp_path / str(weight), steps=120, **options)
+        trainer.train()
+        values[weight] = psnr(trainer, "latent_psnr")
+    assert values[2.0] > values[0.0] + 0.1
+
+
+def test_how_good_the_latents_are_is_said_before_and_after_the_photographs(floor_scene, tiny_vae, tmp_path, capsys):
+    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, steps=10)
+    trainer.train()
+    said = dict(
+        re.findall(r"held-out views after (\d+) steps: (-?[\d.]+) dB", " ".join(capsys.readouterr().out.split()))
+    )
+    assert list(said) == [str(trainer.pipeline.model.latent_steps), "10"]
+    assert float(said["10"]) == pytest.approx(psnr(trainer, "latent_psnr"), abs=0.01)
 
 
 # ---------------------------------------------------------------------------------------------------- photographs
@@ -196,12 +300,15 @@ def test_a_checkpoint_with_another_decoder_is_refused(floor_scene, tiny_vae, tmp
     assert "--pipeline.model.scene-decoder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", [{"share": 1.5}, {"warmup": -1.0}, {"cell": 3}, {"width": 0}])
+@pytest.mark.parametrize(
+    "option", [{"share": 1.5}, {"warmup": -1.0}, {"cell": 3}, {"width": 0}, {"latent_weight": -1.0}]
+)
 def test_options_out_of_range_are_named(floor_scene, tiny_vae, option, capsys):
     ((name, value),) = option.items()
     with pytest.raises(SystemExit):
         make_pipeline(floor_scene, tiny_vae, **{f"scene_decoder__{name}": value})
-    assert f"--pipeline.model.scene-decoder.{name}" in capsys.readouterr().err.replace(".cell and .width", ".width")
+    option = name.replace("_", "-")
+    assert f"--pipeline.model.scene-decoder.{option}" in capsys.readouterr().err.replace(".cell and .width", ".width")
 
 
 @pytest.mark.parametrize("mode", ["classic", "antialiased"])
@@ -225,7 +332,9 @@ def test_the_exported_field_makes_the_models_pictures_without_a_vae(floor_scene,
 @pytest.mark.parametrize("side", [40, 1024])
 @pytest.mark.parametrize("mixed_precision", [False, True])
 def test_a_step_on_photographs_never_waits(floor_scene, tiny_vae, tmp_path, fake_gsplat, side, mixed_precision):
-    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, steps=20, datamanager__photograph_side=side)
+    options = {"datamanager__photograph_side": side, "scene_decoder__share": 0.5}
+    options |= {"scene_decoder__cell": 1, "scene_decoder__latent_weight": 0.1}
+    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, steps=20, **options)
     trainer.mixed_precision = mixed_precision
     with fake_cuda() as gpu:
         place_trainer(gpu, trainer)
@@ -233,8 +342,8 @@ def test_a_step_on_photographs_never_waits(floor_scene, tiny_vae, tmp_path, fake
         take_step(trainer, 10)
         with gpu.no_waiting():
             for step in range(11, 14):
-                loss, _, metrics = take_step(trainer, step)
-        assert loss.device == metrics["psnr"].device == DEVICE
+                loss, losses, metrics = take_step(trainer, step)
+        assert loss.device == losses["latent_loss"].device == metrics["psnr"].device == DEVICE
         model = trainer.pipeline.eval().model
         camera = grid_camera(trainer.pipeline.datamanager.eval_dataset.cameras[0:1], 8, DEVICE)
         with gpu.no_waiting():
