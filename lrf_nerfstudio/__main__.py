@@ -23,6 +23,7 @@ COMMANDS = {
     "compare": "compare_vaes",
     "benchmark": "benchmark",
     "psnr-over-time": "psnr_over_time",
+    "consistency": "consistency",
     "cameras": "estimate_cameras",
     "triangulate": "triangulate",
     "export": "export_field",
