@@ -191,7 +191,7 @@ def test_tensorboard_gets_pictures_of_the_orbit_and_their_video(trained):
         assert (video.n_frames, video.size) == (4, (128, 128))
     for name in ("Smallest t", "Largest t", "Gradient norm", "Train Loss Dict/guidance"):
         assert all(np.isfinite(event.value) for event in events.Scalars(name))
-    assert events.Scalars("Largest t")[0].value == 980
+    assert 980 in [event.value for event in events.Scalars("Largest t")]
 
 
 def test_a_run_is_named_after_its_prompt(diffusion, tmp_path):
