@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -47,6 +47,7 @@ from lrf_nerfstudio.plugin.measuring import (
 from lrf_nerfstudio.plugin.method import latent_splatfacto
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import replacing, write_atomically
+from lrf_nerfstudio.utils.options import AtLeastOne, Count, Range
 from lrf_nerfstudio.vae import VAE, VAEConfig
 from lrf_nerfstudio.vae.sources import RGB
 
@@ -75,15 +76,15 @@ class Benchmark:
     """Steps of a fit, where they are to be others than the protocol's; the table says so."""
     seeds: tuple[int, ...] = (latent_splatfacto.config.machine.seed,)
     """Seeds; with several, each method is fitted with each, and the table has their means."""
-    opacity_dropout: float = 0.0
+    opacity_dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     """--pipeline.model.opacity-dropout of all fits."""
     output: Path = Path("benchmark")
     """Folder for the rows, the tables and the fits, which a second run takes up."""
     download_lpips: bool = False
     """Download the weights of LPIPS's network where they are missing; without them LPIPS is left out."""
-    num_shards: int = 1
+    num_shards: AtLeastOne = 1
     """Processes that share the scenes."""
-    shard_index: int = 0
+    shard_index: Count = 0
     """Which of them this is, from 0."""
 
 

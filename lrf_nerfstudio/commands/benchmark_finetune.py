@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from rich.console import Console
@@ -16,6 +17,7 @@ from torch import Tensor
 from lrf_nerfstudio.correspondence import CorrespondenceConfig, find_correspondences, load_scene
 from lrf_nerfstudio.training.loop import Trainer
 from lrf_nerfstudio.training.stage1 import Stage1, Stage1Config
+from lrf_nerfstudio.utils.options import AtLeastOne, Range
 from lrf_nerfstudio.utils.timing import Stopwatch
 
 
@@ -27,11 +29,11 @@ class BenchmarkFinetune:
     """Scenes to take crops from."""
     vae: str = "lrf-f4c4"
     """The autoencoder."""
-    batch_size: int = 4
+    batch_size: AtLeastOne = 4
     """Pairs of crops in a step."""
-    crop: int = 128
+    crop: AtLeastOne = 128
     """Side of a crop in pixels."""
-    rounds: int = 20
+    rounds: Annotated[int, Range(least=2)] = 20
     """Steps of each kind that are timed, after two that are not."""
 
 

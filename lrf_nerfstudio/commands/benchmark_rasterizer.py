@@ -33,6 +33,7 @@ from torch import Tensor
 from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
 from lrf_nerfstudio.splatting.reference import blend_reference
 from lrf_nerfstudio.utils.files import replacing, write_atomically
+from lrf_nerfstudio.utils.options import AtLeastOne, Count
 
 FORWARD_FLOPS, FORWARD_FLOPS_PER_CHANNEL = 31, 2
 """Of one Gaussian in one pixel; 2 for a multiply-add. Alpha takes 28 of them, half of that the exponential."""
@@ -46,17 +47,17 @@ BASE_GRID = (64, 64)
 class RasterizerBenchmark:
     """Time the rasterizer and compare it with a dense reference and with the arithmetic limit of the machine."""
 
-    gaussians: tuple[int, ...] = (1_000, 3_000, 10_000, 30_000)
+    gaussians: tuple[AtLeastOne, ...] = (1_000, 3_000, 10_000, 30_000)
     """Numbers of Gaussians."""
-    grids: tuple[tuple[int, int], ...] = ((34, 60), (64, 64), (128, 128))
+    grids: tuple[tuple[AtLeastOne, AtLeastOne], ...] = ((34, 60), (64, 64), (128, 128))
     """Heights and widths of the latent grid."""
-    channels: tuple[int, ...] = (4, 16)
+    channels: tuple[AtLeastOne, ...] = (4, 16)
     """Numbers of latent channels."""
-    repeats: int = 30
+    repeats: AtLeastOne = 30
     """Timed runs of each case, after three that do not count; medians are reported."""
-    reference_limit: int = 45_000_000
+    reference_limit: Count = 45_000_000
     """Largest number of pairs of Gaussian and pixel for the dense reference, which keeps about 60 bytes of each."""
-    seed: int = 0
+    seed: Count = 0
     """Seed of the random scenes."""
     output: Path | None = None
     """JSON file for the rows of the table."""

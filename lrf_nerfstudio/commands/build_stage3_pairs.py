@@ -12,6 +12,7 @@ Example: `lrf pairs --scenes plush kitchen --vae taesd-stage1 --output pairs`, t
 `lrf stage3 --pairs pairs --vae taesd-stage1 --output taesd-stage3`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from lrf_nerfstudio.plugin.pair_building import PairConfig, build_scenes, check_names
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.options import AtLeastOne, Count
 from lrf_nerfstudio.vae import VAEConfig
 
 
@@ -33,22 +35,26 @@ class BuildPairs(PairConfig):
     """The autoencoder, as --pipeline.vae.source of ns-train."""
     output: Path = Path("pairs")
     """Folder of the pairs."""
-    num_shards: int = 1
+    num_shards: AtLeastOne = 1
     """Processes that share the scenes."""
-    shard_index: int = 0
+    shard_index: Count = 0
     """Which of them this is, from 0."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Yield what does not fit the other options; see `check_options`."""
+        yield from super().conflicts()
+        if self.shard_index >= self.num_shards:
+            yield "shard_index", f"must be 0 to {self.num_shards - 1}, as many as num-shards"
 
 
 def select(options: BuildPairs) -> list[Path]:
     """The scenes of this process.
 
     Raises:
-        UserError: no scene is given, two have one name, or there is no such process.
+        UserError: no scene is given, or two have one name.
     """
     if not options.scenes:
         raise UserError("Name the folders of the scenes to build pairs of: --scenes A B ...")
-    if not 0 <= options.shard_index < options.num_shards:
-        raise UserError(f"--shard-index is from 0 to --num-shards - 1, which is {options.num_shards - 1}.")
     check_names(options.scenes)
     return list(options.scenes[options.shard_index :: options.num_shards])
 

@@ -12,6 +12,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ from rich.progress import Progress
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import unwritable
 from lrf_nerfstudio.utils.images import find_images, read_image
+from lrf_nerfstudio.utils.options import AtLeastOne, Range
 from lrf_nerfstudio.utils.progress import progress_bar
 
 
@@ -34,13 +36,13 @@ class EstimateCameras:
     """Folder of photographs, searched with its subfolders."""
     output: Path
     """Folder of the scene, which must not exist yet."""
-    reduction: int = 1
+    reduction: AtLeastOne = 1
     """The scene's photographs are so many times smaller along each side; they are kept without further loss, as PNG."""
-    features: int = 4096
+    features: AtLeastOne = 4096
     """Points (SIFT) looked for in a photograph, at most."""
-    overlap: int | None = None
+    overlap: AtLeastOne | None = None
     """Compare a photograph with so many that follow it by name, for frames of a video; if none, all with all."""
-    threads: int = -1
+    threads: Annotated[int, Range(least=-1)] = -1
     """Processors to use; -1 takes all. With one, two runs give the same scene."""
 
 
@@ -51,11 +53,8 @@ def estimate(options: EstimateCameras) -> tuple[int, int, int]:
         Number of photographs, of those whose camera was found, and of 3D points.
 
     Raises:
-        UserError: no photographs or unreadable ones, no overlap between them, the output is there or unwritable, or the
-            reduction is out of range.
+        UserError: no photographs or unreadable ones, no overlap between them, or the output is there or unwritable.
     """
-    if options.reduction < 1:
-        raise UserError(f"--reduction must be 1 or more, not {options.reduction}.")
     output = options.output.resolve()
     if output.exists():
         raise UserError(f"{options.output} (--output) is there already: remove it, or choose another folder.")

@@ -5,9 +5,11 @@ The scene is in nerfstudio's format and has exact cameras and tracks.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from lrf_nerfstudio.synthetic.demo import demo_cameras, demo_scene
 from lrf_nerfstudio.synthetic.writer import PictureConfig, is_there, settings_of, write_scene
+from lrf_nerfstudio.utils.options import Count, Range
 from lrf_nerfstudio.utils.progress import progress_bar
 
 
@@ -17,9 +19,9 @@ class DemoScene(PictureConfig):
 
     output: Path = Path("demo/scene")
     """Folder to write. Nothing happens when the same scene is there already."""
-    views: int = 48
+    views: Annotated[int, Range(least=8)] = 48
     """Number of cameras, on one closed turn around the objects at changing heights."""
-    seed: int = 0
+    seed: Count = 0
     """Seed of patterns, cameras and points."""
 
 
@@ -27,9 +29,8 @@ def main(config: DemoScene) -> None:
     """Make the scene.
 
     Raises:
-        UserError: The folder holds something else or cannot be written, or an option is out of range.
+        UserError: The folder holds something else or cannot be written.
     """
-    config.check()
     settings = settings_of(config, "demo", config.seed)
     if is_there(config.output, settings):
         print(f"{config.output} holds this scene already.")

@@ -9,12 +9,14 @@ Example: `lrf training-scenes --output scenes --count 100`, then
 `lrf stage1 --scenes scenes/* --vae madebyollin/taesd --output taesd-stage1`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lrf_nerfstudio.synthetic.random_scenes import random_scene
 from lrf_nerfstudio.synthetic.writer import PictureConfig, is_there, settings_of, write_scene
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.options import AtLeastOne, Count
 from lrf_nerfstudio.utils.progress import progress_bar
 
 
@@ -24,27 +26,27 @@ class TrainingScenes(PictureConfig):
 
     output: Path = Path("scenes")
     """Folder of the scenes; the scene of seed 7 is in `scene_00007`."""
-    count: int = 100
+    count: AtLeastOne = 100
     """Number of scenes."""
-    first_seed: int = 0
+    first_seed: Count = 0
     """Seed of the first scene; the others follow it."""
-    num_shards: int = 1
+    num_shards: AtLeastOne = 1
     """Processes that share the scenes."""
-    shard_index: int = 0
+    shard_index: Count = 0
     """Which of them this is, from 0."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Yield what does not fit the other options; see `check_options`."""
+        if self.shard_index >= self.num_shards:
+            yield "shard_index", f"must be 0 to {self.num_shards - 1}, as many as num-shards"
 
 
 def main(config: TrainingScenes) -> None:
     """Make the scenes of this process that are not there yet; one that fails is reported and left out.
 
     Raises:
-        UserError: An option is out of range, or scenes failed.
+        UserError: Scenes failed.
     """
-    config.check()
-    if config.count < 1 or config.first_seed < 0:
-        raise UserError("--count must be 1 or more and --first-seed 0 or more.")
-    if not 0 <= config.shard_index < config.num_shards:
-        raise UserError(f"--shard-index is from 0 to --num-shards - 1, which is {config.num_shards - 1}.")
     last = config.first_seed + config.count
     seeds, failed = range(config.first_seed, last)[config.shard_index :: config.num_shards], list[int]()
     with progress_bar() as bar:

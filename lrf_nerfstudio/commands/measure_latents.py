@@ -24,6 +24,7 @@ from lrf_nerfstudio.evaluation.names import named, scene_names
 from lrf_nerfstudio.evaluation.spectra import spectrum_figure
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import make_folder, replacing, write_atomically
+from lrf_nerfstudio.utils.options import AtLeastOne
 from lrf_nerfstudio.utils.progress import progress_bar
 from lrf_nerfstudio.vae import VAEConfig
 
@@ -39,7 +40,7 @@ class MeasureLatents:
     and figure if wished (NAME=SOURCE)."""
     output: Path
     """Folder for measures.json and spectrum.png, which are replaced."""
-    downscale_factor: int = 1
+    downscale_factor: AtLeastOne = 1
     """N takes the photographs from images_N."""
     reference: str | None = None
     """Another reference, which original_decoder_psnr, latent_drift and latent_std_ratio are relative to: the name of a

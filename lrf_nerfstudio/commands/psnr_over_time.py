@@ -22,6 +22,7 @@ from lrf_nerfstudio.plugin.measuring import MeasuringConfig, Method, SceneData, 
 from lrf_nerfstudio.splatting import prepare_backend
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import make_folder, replacing, write_atomically
+from lrf_nerfstudio.utils.options import AtLeastOne
 from lrf_nerfstudio.vae import VAEConfig
 from lrf_nerfstudio.vae.sources import RGB
 
@@ -42,11 +43,11 @@ class PSNROverTime:
     """Folder for points.json, figure.png and the fits."""
     vae: str = "lrf-f4c4"
     """The VAE, as --pipeline.vae.source of ns-train."""
-    downscale_factor: int = 2
+    downscale_factor: AtLeastOne = 2
     """N takes the photographs from images_N."""
-    steps: tuple[int, ...] = (500, 1000, 2000, 4000)
+    steps: tuple[AtLeastOne, ...] = (500, 1000, 2000, 4000)
     """Lengths of the runs with the VAE and the scene's own decoder."""
-    rgb_steps: tuple[int, ...] = (300, 1000, 3000)
+    rgb_steps: tuple[AtLeastOne, ...] = (300, 1000, 3000)
     """Lengths of the runs in RGB at full resolution."""
 
 

@@ -25,6 +25,7 @@ from lrf_nerfstudio.plugin.dataparser import (
 from lrf_nerfstudio.plugin.dataset import PinholeDataset
 from lrf_nerfstudio.plugin.points import triangulated_points, write_points
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.options import AtLeastOne
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Triangulate:
     """The point cloud (.ply) to write."""
     images: tuple[str, ...] = ()
     """Names of the photographs to use; all where none is named. What is held out must not be among them."""
-    downscale_factor: int | None = None
+    downscale_factor: AtLeastOne | None = None
     """N takes the photographs from images_N; nerfstudio chooses where none is given."""
     options: TriangulationConfig = field(default_factory=TriangulationConfig)
     """How points are found."""

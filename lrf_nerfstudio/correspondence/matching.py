@@ -3,7 +3,7 @@
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from lrf_nerfstudio.correspondence.pairs import (
 from lrf_nerfstudio.correspondence.scene import Scene, View
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import unwritable
+from lrf_nerfstudio.utils.options import AtLeastOne, Positive, Range
 
 
 @dataclass
@@ -40,27 +41,27 @@ class CorrespondenceConfig:
     source: Literal["auto", "sfm", "features"] = "auto"
     """`sfm`: the tracks of the scene's COLMAP model. `features`: SIFT matches that obey the epipolar constraint.
     `auto`: `sfm` where there is a model, else `features`."""
-    neighbours: int = 10
+    neighbours: AtLeastOne = 10
     """Photographs that each one is compared with, |K(i)|."""
     neighbour_selection: Literal["shared-points", "pose-distance"] = "shared-points"
     """What makes photographs neighbours: many points in common (of the tracks, or among a few large features), or close
     cameras."""
-    min_matches: int = 16
+    min_matches: AtLeastOne = 16
     """Pairs with fewer matches are not used."""
-    min_track_length: int = 3
+    min_track_length: Annotated[int, Range(least=2)] = 3
     """Points that fewer photographs show are not used (sfm): two views agree on a wrong point easily."""
-    max_reprojection_error: float = 2.0
+    max_reprojection_error: Positive = 2.0
     """Observations further from their point's projection, in pixels of the model's images, are not used (sfm)."""
-    max_features: int = 4096
+    max_features: AtLeastOne = 4096
     """Features of a photograph, those of the highest contrast (features)."""
-    ratio: float = 0.8
+    ratio: Annotated[float, Range(above=0, most=1)] = 0.8
     """A feature's nearest match is closer than this times the second nearest, else it is not used (features)."""
-    max_epipolar_error: float = 1.0
+    max_epipolar_error: Positive = 1.0
     """Matches with a larger Sampson distance, in pixels of the files, are not used (features). The fundamental matrix
     comes from the cameras where the scene has them, else it is estimated from the matches."""
     pose_weights: Literal["exponential", "uniform"] = "exponential"
     """How much a pair counts: exp(-APE / tau), less the further apart its cameras are, or all the same."""
-    pose_weight_tau: float = 1.0
+    pose_weight_tau: Positive = 1.0
     """tau of the exponential weights; cameras turned by 90 degrees have a pose error APE of 2."""
     cache_dir: Path | None = None
     """Folder of the cache of feature matches; `lrf_nerfstudio/correspondences` in the user's cache folder by default.
@@ -89,7 +90,6 @@ def find_correspondences(scene: Scene, config: CorrespondenceConfig) -> SceneCor
         UserError: an option is out of range, the scene lacks what the options need, a photograph cannot be read, or
             no pair has enough matches.
     """
-    _check(config)
     use_tracks = config.source == "sfm" or (config.source == "auto" and scene.tracks is not None)
     pairs = pairs_from_tracks(scene, config) if use_tracks else pairs_from_features(scene, config)
     if not pairs:
@@ -204,13 +204,3 @@ def _obey_epipolar_constraint(
     k_i, k_j = pinhole_matrix(view_i.camera), pinhole_matrix(view_j.camera)
     f = fundamental_matrix(k_i, view_i.cam_from_world, k_j, view_j.cam_from_world)
     return sampson_distance(f, points_i, points_j) <= config.max_epipolar_error
-
-
-def _check(config: CorrespondenceConfig) -> None:
-    for name in ("neighbours", "min_matches", "max_features", "max_reprojection_error", "max_epipolar_error"):
-        if not getattr(config, name) > 0:
-            raise UserError(f"{name} must be more than 0, not {getattr(config, name)}.")
-    if not config.pose_weight_tau > 0:
-        raise UserError(f"pose_weight_tau must be more than 0, not {config.pose_weight_tau}.")
-    if not 0 < config.ratio <= 1:
-        raise UserError(f"ratio must be more than 0 and at most 1, not {config.ratio}.")

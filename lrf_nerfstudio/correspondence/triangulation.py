@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 
 from lrf_nerfstudio.correspondence.epipolar import fundamental_matrix, sampson_distance
 from lrf_nerfstudio.correspondence.features import Features, features_of, match_descriptors
 from lrf_nerfstudio.correspondence.pairs import neighbour_pairs, pose_errors
+from lrf_nerfstudio.utils.options import AtLeastOne, Positive, Range
 
 if TYPE_CHECKING:
     import pycolmap
@@ -18,17 +19,17 @@ if TYPE_CHECKING:
 class TriangulationConfig:
     """How points are triangulated."""
 
-    max_features: int = 8192
+    max_features: AtLeastOne = 8192
     """Features of a photograph, those of the highest contrast."""
-    ratio: float = 0.9
+    ratio: Annotated[float, Range(above=0, most=1)] = 0.9
     """A feature's nearest match is closer than this times the second nearest, else it is not used. Matches must obey
     the known cameras besides, so more may be let through than where the cameras are not known."""
-    max_error: float = 2.0
+    max_error: Positive = 2.0
     """Largest distance in pixels between a match and what its cameras allow, and between an observation and the
     projection of its point."""
-    min_angle: float = 0.5
+    min_angle: Annotated[float, Range(above=0, below=90)] = 0.5
     """Least angle in degrees between two rays of a point: what is farther away is not located well."""
-    neighbours: int = 10
+    neighbours: AtLeastOne = 10
     """Photographs, those of the nearest cameras, that each one is compared with."""
 
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from lrf_nerfstudio.guidance.prompts import TextEmbedder
 from lrf_nerfstudio.utils.cache import TensorCache
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import make_folder, read_tensors, unwritable, write_atomically, write_tensors
+from lrf_nerfstudio.utils.options import AtLeastOne, Count, Fraction, Positive, Range
 from lrf_nerfstudio.utils.pretrained import quiet
 from lrf_nerfstudio.utils.progress import track
 from lrf_nerfstudio.vae import VAE, VAEConfig
@@ -50,25 +51,25 @@ class ToyDiffusionConfig:
     checkpoint, the latents, and a picture of samples."""
     vae: str
     """The autoencoder in whose latent space the model works: a source as for --pipeline.vae.source."""
-    steps: int = 3000
+    steps: AtLeastOne = 3000
     """Number of optimizer steps."""
-    batch_size: int = 16
+    batch_size: AtLeastOne = 16
     """Latents per step."""
-    learning_rate: float = 4e-4
+    learning_rate: Positive = 4e-4
     """Largest learning rate of Adam; it rises over at most 100 steps and falls along a cosine."""
-    ema_decay: float = 0.998
+    ema_decay: Annotated[float, Range(least=0, below=1)] = 0.998
     """Decay of the moving average of the weights, which is what is written."""
-    channels: tuple[int, ...] = (48, 80, 128)
+    channels: tuple[AtLeastOne, ...] = (48, 80, 128)
     """Channels of the U-Net at each resolution, the full one first; multiples of 16."""
-    embedding_size: int = 64
+    embedding_size: AtLeastOne = 64
     """Size of a token's embedding."""
     prediction_type: PredictionType = "epsilon"
     """What the U-Net predicts: the noise, or v as Stable Diffusion 2.1 does."""
-    no_caption: float = 0.1
+    no_caption: Fraction = 0.1
     """Share of the latents that are shown without a caption, for classifier-free guidance."""
-    no_view: float = 0.3
+    no_view: Fraction = 0.3
     """Share of the captions that do not say from where the object is seen."""
-    views: int = 120
+    views: AtLeastOne = 120
     """Pictures of each of the ten objects."""
     orbits: OrbitConfig = field(
         default_factory=lambda: OrbitConfig(
@@ -76,9 +77,9 @@ class ToyDiffusionConfig:
         )
     )
     """Where the cameras are, and how many cells a picture has. Text-to-3D with this model needs the same."""
-    seed: int = 0
+    seed: Count = 0
     """Seed of the weights and of what each step draws."""
-    save_every: int = 250
+    save_every: AtLeastOne = 250
     """Steps between checkpoints."""
     resume: bool = False
     """Continue from the checkpoint in the output folder."""

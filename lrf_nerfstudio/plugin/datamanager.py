@@ -25,8 +25,18 @@ from lrf_nerfstudio.plugin.dataparser import parse, select_images, setup_datapar
 from lrf_nerfstudio.plugin.dataset import PinholeDataset
 from lrf_nerfstudio.plugin.photographs import Part, Photographs
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.options import AtLeastOne, NotNegative, Range
 from lrf_nerfstudio.utils.progress import track
 from lrf_nerfstudio.vae import VAE, LatentCache, downsample_mask
+
+PARSER_RANGES = {
+    "downscale_factor": Range(least=1),
+    "eval_interval": Range(least=1),
+    "scale_factor": Range(above=0),
+    "scene_scale": Range(above=0),
+    "train_split_fraction": Range(above=0, below=1),
+}
+"""Of the options that nerfstudio's parsers of data sets have in common."""
 
 
 @dataclass
@@ -36,25 +46,25 @@ class LatentDatamanagerConfig(FullImageDatamanagerConfig):
     _target: type = field(default_factory=lambda: LatentDatamanager)
     latent_cache_dir: Path | None = None
     """Folder of the encoded images, shared by all scenes; if none, lrf_nerfstudio/latents in the user's cache."""
-    views_per_step: int = 1
+    views_per_step: AtLeastOne = 1
     """Training views in a step, which one rasterization renders where their photographs have one size. More than 1 is
     for GPUs, which a single small grid does not fill."""
-    shifts: int = 1
+    shifts: AtLeastOne = 1
     """Encode every training photograph at N x N places of the latent grid, parts of a cell apart, which the steps take
     in turn. 2 makes finer fields than 1, for four times the encoding and the memory of latents."""
     train_images: tuple[str, ...] = ()
     """Names of the photographs that are trained on, instead of the data parser's choice; needs `eval_images`."""
     eval_images: tuple[str, ...] = ()
     """Names of the photographs that are held out; needs `train_images`."""
-    crop: int = 1
+    crop: AtLeastOne = 1
     """Cut photographs in the middle to a multiple of so many pixels along each axis, as some papers do."""
     points: Path | None = None
     """A point cloud (.ply, in the coordinates of the data set's cameras) that the first Gaussians are put at, instead
     of the data set's own. `lrf triangulate` makes one from known cameras."""
-    photograph_memory: float = 4.0
+    photograph_memory: NotNegative = 4.0
     """Gigabytes of training photographs that stay in memory, as bytes, for the scene's decoder; the others are read
     when they are needed."""
-    photograph_side: int = 1024
+    photograph_side: AtLeastOne = 1024
     """The scene's decoder is fitted to whole photographs or, of larger ones, to random parts of this side in pixels."""
     # Options of the parent without a meaning here: images are never held in memory, an epoch shows every view once.
     eval_num_images_to_sample_from: Suppress[int] = -1
@@ -67,6 +77,13 @@ class LatentDatamanagerConfig(FullImageDatamanagerConfig):
     fps_reset_every: Suppress[int] = 100
     masks_on_gpu: Suppress[bool] = False
     images_on_gpu: Suppress[bool] = False
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Yield what is out of range among the options of nerfstudio's parser; see `check_options`."""
+        for name, limits in PARSER_RANGES.items():
+            value = getattr(self.dataparser, name, None)
+            if value is not None and value not in limits:
+                yield f"dataparser.{name}", f"must be {limits}"
 
 
 @dataclass
@@ -163,15 +180,9 @@ class LatentDatamanager(FullImageDatamanager[PinholeDataset], VanillaDataManager
         """Fill `train_views` from the cache or, where it has nothing, with the VAE; targets are latents at first.
 
         Raises:
-            UserError: if an image is missing, damaged or of another size than its camera, if the cache cannot be
-                written, or if an option is out of range.
+            UserError: if an image is missing, damaged or of another size than its camera, or if the cache cannot
+                be written.
         """
-        if self.config.shifts < 1:
-            raise UserError(f"--pipeline.datamanager.shifts must be 1 or more, not {self.config.shifts}.")
-        if self.config.views_per_step < 1:
-            raise UserError(
-                f"--pipeline.datamanager.views-per-step must be 1 or more, not {self.config.views_per_step}."
-            )
         dataset = self.train_dataset
         dataset.check_sizes()
         self.eval_dataset.check_sizes()

@@ -23,6 +23,7 @@ from lrf_nerfstudio.plugin.trainer import LatentTrainer, LatentTrainerConfig
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import write_atomically
 from lrf_nerfstudio.utils.memory import peak_memory, reset_peak_memory
+from lrf_nerfstudio.utils.options import AtLeastOne
 from lrf_nerfstudio.utils.progress import progress_bar
 
 _T = TypeVar("_T")
@@ -32,9 +33,9 @@ _T = TypeVar("_T")
 class FittingConfig:
     """How fields are fitted; all else is as `ns-train latent-splatfacto` has it by default."""
 
-    steps: int = 3000
+    steps: AtLeastOne = 3000
     """Steps that each field is fitted for."""
-    downscale_factor: int | None = None
+    downscale_factor: AtLeastOne | None = None
     """N takes the photographs from images_N; nerfstudio chooses where none is given."""
 
 

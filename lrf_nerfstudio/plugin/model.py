@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from lrf_nerfstudio.plugin.viewer import preview_cell, viewer_is_moving
 from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
 from lrf_nerfstudio.splatting.strategies import DensificationConfig, Strategy, make_strategy
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
+from lrf_nerfstudio.utils.options import AtLeastOne, NotNegative, Range
 from lrf_nerfstudio.utils.timing import Stopwatch
 from lrf_nerfstudio.vae import VAE, FieldNormalization, LinearRGB
 
@@ -46,10 +47,10 @@ class LatentSplatfactoModelConfig(ReducedSplatfactoModelConfig):
     _target: type = field(default_factory=lambda: LatentSplatfactoModel)
     densification: DensificationConfig = field(default_factory=DensificationConfig)
     """How Gaussians are added and removed."""
-    dilation: float = 0.1
+    dilation: NotNegative = 0.1
     """Square latent pixels that are added to the covariance of every projected Gaussian. What 3DGS adds to a pixel of a
     photograph, 0.3, blurs a latent, each of whose pixels stands for many of the photograph's: see the README."""
-    opacity_dropout: float = 0.0
+    opacity_dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     """Against overfitting to few views: fraction of the Gaussians that a training step leaves out at the end of the
     run, growing from 0; the others' opacities make up for them."""
     scene_decoder: SceneDecoderConfig = field(default_factory=SceneDecoderConfig)
@@ -61,7 +62,7 @@ class LatentSplatfactoModelConfig(ReducedSplatfactoModelConfig):
     """Whether the weights of LPIPS may be downloaded when they are not in PyTorch's cache; otherwise it is left out."""
     lpips_network: Literal["alex", "vgg"] = "alex"
     """The network whose features LPIPS compares; numbers of different networks cannot be compared."""
-    sh_degree_interval: int = 500
+    sh_degree_interval: AtLeastOne = 500
     """Every n steps turn on another degree of the spherical harmonics."""
 
 

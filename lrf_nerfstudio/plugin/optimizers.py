@@ -8,14 +8,22 @@ from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from torch.optim.lr_scheduler import LRScheduler
 from tyro.conf import Suppress
 
+from lrf_nerfstudio.utils.options import NotNegative, Positive
+
 
 @dataclass
 class FusedAdamConfig(AdamOptimizerConfig):
     """Adam in one pass over the parameters: on a CPU several times faster than PyTorch's default loop."""
 
     _target: type = torch.optim.Adam
-    eps: float = 1e-15
+    lr: Positive = 5e-4
+    """The learning rate to use."""
+    eps: NotNegative = 1e-15
     """The epsilon value to use."""
+    max_norm: Positive | None = None
+    """The max norm to use for gradient clipping."""
+    weight_decay: NotNegative = 0.0
+    """The weight decay to use."""
     fused: bool = True
     """Whether to use PyTorch's fused kernel."""
 
@@ -25,11 +33,11 @@ class RunScheduleConfig(SchedulerConfig):
     """The learning rate over the two parts of a run: on latents and, if the scene gets a decoder, on photographs."""
 
     _target: type = field(default_factory=lambda: RunSchedule)
-    lr_final: float | None = None
+    lr_final: Positive | None = None
     """Learning rate that an exponential decay over the whole run would end at; none: on latents it stays the same."""
-    on_photographs: float = 0.75
+    on_photographs: Positive = 0.75
     """Factor to the learning rate at the beginning of the part on photographs."""
-    decay_on_photographs: float = 0.05
+    decay_on_photographs: Positive = 0.05
     """Further factor that it has decayed to at the end of this part, exponentially."""
     steps: Suppress[int] = 1
     """Length of the run, which the trainer fills in."""

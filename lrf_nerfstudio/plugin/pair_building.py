@@ -1,7 +1,7 @@
 """Pairs for stage III: fits a field to a scene and stores what it renders beside the photographs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from lrf_nerfstudio.plugin.pipeline import LatentPipeline
 from lrf_nerfstudio.training.data.scene_pairs import INDEX, VIEWS_PER_FILE, Kind, PairView, ScenePairs, check_options
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import make_folder, replacing
+from lrf_nerfstudio.utils.options import AtLeastOne
 from lrf_nerfstudio.vae import VAE
 
 CONTACT_SHEET = "contact_sheet.png"
@@ -29,8 +30,13 @@ CONTACT_VIEWS = 2
 class PairConfig(FittingConfig):
     """How fields are fitted, and when they are rendered."""
 
-    snapshots: tuple[int, ...] = ()
+    snapshots: tuple[AtLeastOne, ...] = ()
     """Steps after which fields are rendered besides the end: unfinished fields have errors of other kinds."""
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Yield what does not fit the other options; see `check_options`."""
+        if any(steps >= self.steps for steps in self.snapshots):
+            yield "snapshots", f"must be less than steps, which are {self.steps}"
 
 
 def check_names(scenes: Sequence[Path]) -> None:
@@ -57,10 +63,8 @@ def build_scenes(scenes: Sequence[Path], vae: VAE, output: Path, config: PairCon
         Of each scene its pairs, None where it failed.
 
     Raises:
-        UserError: the options do not fit together, or the folder cannot be made.
+        UserError: the folder cannot be made.
     """
-    if config.steps < 1 or any(not 0 < steps < config.steps for steps in config.snapshots):
-        raise UserError(f"--snapshots must lie between 0 and --steps, which is {config.steps} and must be positive.")
     make_folder(output, "--output")
     console, results = Console(), list[ScenePairs | None]()
     for number, scene in enumerate(scenes, start=1):

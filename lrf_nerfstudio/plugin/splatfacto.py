@@ -1,15 +1,29 @@
-"""What splatfacto offers and a latent radiance field has no use for."""
+"""Splatfacto's options: those that a latent radiance field has no use for, and the ranges of the others."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from nerfstudio.models.splatfacto import SplatfactoModelConfig
 from tyro.conf import Suppress
+
+from lrf_nerfstudio.splatting.harmonics import MAX_SH_DEGREE
+from lrf_nerfstudio.utils.options import Fraction, Positive, Range
 
 
 @dataclass
 class ReducedSplatfactoModelConfig(SplatfactoModelConfig):
     """Splatfacto's options without those that do nothing here; they keep their names, since nerfstudio reads some."""
 
+    sh_degree: Annotated[int, Range(least=0, most=MAX_SH_DEGREE)] = 3
+    """Degree of the spherical harmonics; with 0, colors are the same from all sides."""
+    num_random: Annotated[int, Range(least=4)] = 50000
+    """Gaussians to begin with where the scene has no points, or with --pipeline.model.random-init."""
+    random_scale: Positive = 10.0
+    """Side of the cube that these are spread in, in units of the scene."""
+    ssim_lambda: Fraction = 0.2
+    """Weight of 1 - SSIM in the loss; the L1 loss has the rest."""
+    max_gauss_ratio: Annotated[float, Range(least=1)] = 10.0
+    """Ratio of a Gaussian's longest to its shortest axis above which --pipeline.model.use-scale-regularization acts."""
     # The field's own `densification` is in their place.
     warmup_length: Suppress[int] = 0
     refine_every: Suppress[int] = 0

@@ -24,6 +24,7 @@ from lrf_nerfstudio.plugin.pipeline import LatentPipeline, LatentPipelineConfig
 from lrf_nerfstudio.plugin.viewer import PictureClock
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.utils.files import replacing
+from lrf_nerfstudio.utils.options import AtLeastOne, Count, check_options
 
 
 @dataclass
@@ -31,6 +32,16 @@ class LatentTrainerConfig(TrainerConfig):
     """Configuration of the training run."""
 
     _target: type = field(default_factory=lambda: LatentTrainer)
+    max_num_iterations: AtLeastOne = 3000
+    """Steps of the run."""
+    steps_per_save: AtLeastOne = 1000
+    """Steps between checkpoints."""
+    steps_per_eval_batch: Count = 0
+    """Steps between losses of a held-out view; 0 leaves them out."""
+    steps_per_eval_image: Count = 1000
+    """Steps between pictures of a held-out view; 0 leaves them out."""
+    steps_per_eval_all_images: Count = 0
+    """Steps between measurements of all held-out views; 0 leaves them out."""
 
     def __post_init__(self) -> None:
         # Of the saved configuration too, so that the scene is not put on a GPU later.
@@ -81,7 +92,7 @@ class LatentTrainer(Trainer):
 
     @exit_on_user_error()
     def setup(self, test_mode: Any = "val") -> None:
-        self.config.pipeline.model.densification.check()
+        check_options(self.config)
         super().setup(test_mode)
 
     def setup_optimizers(self) -> Optimizers:

@@ -13,7 +13,7 @@ global generator: a checkpoint of both and of the optimizers resumes bit for bit
 
 Example:
     >>> config = DensificationConfig(max_gaussians=50_000)
-    >>> config.check()
+    >>> check_options(config)
     >>> strategy = make_strategy(config, steps=3000)
     >>> state = strategy.initialize_state(len(params["means"]), params["means"].device)
     >>> for step in range(3000):
@@ -24,16 +24,16 @@ Example:
     ...     strategy.after_backward(params, optimizers, state, step, info, lr=1e-4)
 """
 
-import math
-from collections.abc import MutableMapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lrf_nerfstudio.splatting.reference import covariance_matrices
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.options import AtLeastOne, Count, NotNegative, Range
 
 Params = MutableMapping[str, torch.nn.Parameter] | torch.nn.ParameterDict
 """Trainable tensors, N Gaussians along the first axis: `means` [N, 3], `quats` [N, 4] (wxyz), `scales` [N, 3]
@@ -60,58 +60,43 @@ class DensificationConfig:
     strategy: Literal["default", "mcmc"] = "default"
     """`default` adds Gaussians where gradients are large and removes transparent ones (3DGS); `mcmc` moves transparent
     ones onto opaque ones and adds noise (3DGS-MCMC)."""
-    max_gaussians: int = 100_000
+    max_gaussians: Annotated[int, Range(least=4, most=MAX_CATEGORIES)] = 100_000
     """The field never grows beyond this many Gaussians; more seed points than these are thinned out evenly."""
-    start: float = 0.1
+    start: Annotated[float, Range(least=0, below=1)] = 0.1
     """Densification starts after this fraction of the run."""
-    stop: float = 0.5
+    stop: Annotated[float, Range(above=0, most=1)] = 0.5
     """Densification stops after this fraction of the run."""
-    refinements: int = 12
+    refinements: AtLeastOne = 12
     """Times that Gaussians are added and removed, spread evenly from start to stop."""
-    opacity_threshold: float = 0.02
+    opacity_threshold: Annotated[float, Range(above=0, below=0.5)] = 0.02
     """Gaussians below this opacity are transparent: the default strategy removes them, mcmc moves them."""
-    gradient_threshold: float = 0.0005
+    gradient_threshold: NotNegative = 0.0005
     """The default strategy divides Gaussians in two when the mean norm of the gradient of their projected centers, in
     units of half the picture, is above this. Lower values give more Gaussians, finer fields and longer runs."""
     absgrad: bool = True
     """The default strategy sums the absolute values of that gradient over the pixels (AbsGS) instead of the values,
     which partly cancel. Without it, thresholds are lower: a third or so."""
-    split_scale: float = 0.01
+    split_scale: NotNegative = 0.01
     """The default strategy splits a Gaussian into two smaller ones when its largest standard deviation is above this,
     in units of the scene, and duplicates it otherwise."""
-    opacity_resets: int = 0
+    opacity_resets: Count = 0
     """Times that the default strategy lowers all opacities to twice the threshold, spread evenly over the refinements,
     so that only the Gaussians that are needed become opaque again."""
-    mcmc_growth: float = 0.05
+    mcmc_growth: NotNegative = 0.05
     """Fraction of the Gaussians that mcmc adds at every refinement."""
-    mcmc_noise: float = 5e5
+    mcmc_noise: NotNegative = 5e5
     """Strength of the noise that mcmc adds to the centers, in units of their learning rate."""
-    mcmc_opacity_weight: float = 0.01
+    mcmc_opacity_weight: NotNegative = 0.01
     """Weight of the mean opacity in the loss of mcmc, which makes unneeded Gaussians fade."""
-    mcmc_scale_weight: float = 0.01
+    mcmc_scale_weight: NotNegative = 0.01
     """Weight of the mean standard deviation in the loss of mcmc, which makes unneeded Gaussians shrink."""
 
-    def check(self) -> None:
-        """Check that every option is in its range.
-
-        Raises:
-            UserError: if one is not; the message names it.
-        """
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, str):
-                _require(math.isfinite(value) and value >= 0, self, field.name, "must be a number that is not negative")
-        _require(4 <= self.max_gaussians <= MAX_CATEGORIES, self, "max_gaussians", f"must be 4 to {MAX_CATEGORIES}")
-        _require(self.start < self.stop <= 1, self, "stop", "must be a fraction of the run, above start and at most 1")
-        _require(self.refinements >= 1, self, "refinements", "must be at least 1")
-        _require(0 < self.opacity_threshold < 0.5, self, "opacity_threshold", "must be above 0 and below 0.5")
-        _require(self.opacity_resets < self.refinements, self, "opacity_resets", "must be less than refinements")
-
-
-def _require(holds: bool, config: DensificationConfig, name: str, demand: str) -> None:
-    if not holds:
-        option = f"--pipeline.model.densification.{name.replace('_', '-')}"
-        raise UserError(f"{option} {demand}; it is {getattr(config, name)}.")
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Yield what does not fit the other options; see `check_options`."""
+        if self.stop <= self.start:
+            yield "stop", f"must be above start, which is {self.start}"
+        if self.opacity_resets >= self.refinements:
+            yield "opacity_resets", f"must be less than refinements, which are {self.refinements}"
 
 
 # ---------------------------------------------------------------- schedule

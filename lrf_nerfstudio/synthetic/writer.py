@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numba
 import numpy as np
@@ -26,6 +26,7 @@ from lrf_nerfstudio.synthetic.correspondences import SurfacePoints, find_points
 from lrf_nerfstudio.synthetic.raytracer import Scene, render
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import unwritable
+from lrf_nerfstudio.utils.options import AtLeastOne, Range
 
 HOLD_OUT = 8
 """Every so many views, one is held out."""
@@ -33,25 +34,22 @@ HOLD_OUT = 8
 _OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
+Side = Annotated[int, Range(least=16)]
+"""Pixels along a side of a picture."""
+
+
 @dataclass
 class PictureConfig:
     """How a scene is photographed."""
 
-    views: int = 24
+    views: Annotated[int, Range(least=8)] = 24
     """Number of cameras."""
-    size: tuple[int, int] = (256, 256)
+    size: tuple[Side, Side] = (256, 256)
     """Height and width of the pictures in pixels."""
-    samples: int = 3
+    samples: AtLeastOne = 3
     """Rays in a pixel along each axis."""
-    points: int = 6000
+    points: AtLeastOne = 6000
     """Number of surface points at most; fewer when fewer are seen by three views."""
-
-    def check(self) -> None:
-        """Raise a UserError if an option is out of range."""
-        least = {"views": (self.views, 8), "size": (min(self.size), 16), "samples": (self.samples, 1)}
-        for name, (value, bound) in (least | {"points": (self.points, 1)}).items():
-            if value < bound:
-                raise UserError(f"--{name} must be {bound} or more, not {value}.")
 
 
 def settings_of(config: PictureConfig, scene: str, seed: int) -> dict[str, Any]:

@@ -8,14 +8,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
-from lrf_nerfstudio.training.config import TrainingConfig
+from lrf_nerfstudio.training.config import Momentum, TrainingConfig
 from lrf_nerfstudio.training.data.photo_crops import PhotoCrops
 from lrf_nerfstudio.training.losses import gradient_loss, range_loss
 from lrf_nerfstudio.training.networks import EncodeDecode, check_crop
@@ -23,6 +23,7 @@ from lrf_nerfstudio.training.perceptual import PerceptualLosses
 from lrf_nerfstudio.training.task import Losses, Task
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.images import find_images, read_image
+from lrf_nerfstudio.utils.options import AtLeastOne, Count, NotNegative, Positive, Range
 from lrf_nerfstudio.vae import VAE
 
 if TYPE_CHECKING:
@@ -40,41 +41,41 @@ class PretrainConfig(TrainingConfig):
     """Folders of photographs to train on, searched with their subfolders."""
     eval_images: tuple[Path, ...] = ()
     """Folders of photographs to measure the reconstruction on at every checkpoint. They are not trained on."""
-    eval_count: int = 8
+    eval_count: AtLeastOne = 8
     """How many photographs of each of these folders are measured, evenly chosen."""
-    images_in_memory: int = 1000
+    images_in_memory: AtLeastOne = 1000
     """Photographs that each of the processes that read them keeps decoded."""
     # The defaults are those of lrf-f4c4-base; its model card says what they were chosen among.
-    latent_channels: int = 4
-    """Channels of the latent."""
-    width: int = 32
+    latent_channels: Annotated[int, Range(least=3)] = 4
+    """Channels of the latent, of which three carry the colors."""
+    width: Annotated[int, Range(least=4)] = 32
     """Channels of every hidden layer."""
-    encoder_blocks: tuple[int, ...] = (0, 2, 3)
+    encoder_blocks: tuple[Count, ...] = (0, 2, 3)
     """Residual blocks of the encoder at each resolution, the full one first; each next one is half as large."""
-    decoder_blocks: tuple[int, ...] = (4, 3, 1)
+    decoder_blocks: tuple[Count, ...] = (4, 3, 1)
     """Residual blocks of the decoder at each resolution, the full one last."""
-    crop: int = 64
+    crop: AtLeastOne = 64
     """Side of a crop in pixels, a multiple of the spatial factor."""
-    max_reduction: float = 3.0
+    max_reduction: Annotated[float, Range(least=1)] = 3.0
     """A crop is cut from a square up to so many times larger and reduced, so that coarse and fine detail are seen."""
-    gradient_weight: float = 0.5
+    gradient_weight: NotNegative = 0.5
     """Weight of the L1 loss on differences of neighboring pixels, which preserves detail, beside the L1 loss on pixels,
     whose weight is 1."""
-    range_weight: float = 0.1
+    range_weight: NotNegative = 0.1
     """Weight of the squared excess of latents beyond -2 and 2; the decoder squashes them at 3."""
-    steps: int = 3000
+    steps: AtLeastOne = 3000
     """Number of optimizer steps."""
-    batch_size: int = 8
+    batch_size: AtLeastOne = 8
     """Crops that each process computes at once."""
-    learning_rate: float = 1.5e-3
+    learning_rate: Positive = 1.5e-3
     """Largest learning rate of Adam."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     """Momenta of Adam."""
-    warmup_steps: int = 60
+    warmup_steps: Count = 60
     """Steps over which the learning rate rises from 0."""
-    ema_decay: float = 0.998
+    ema_decay: Momentum = 0.998
     """Decay of the moving average of the weights, which is what is written. It starts lower and rises to this value."""
-    save_every: int = 200
+    save_every: AtLeastOne = 200
     """Steps between checkpoints, which are also when the reconstruction is measured."""
 
     free_options: ClassVar[frozenset[str]] = TrainingConfig.free_options | {
@@ -158,12 +159,10 @@ def build_autoencoder(config: PretrainConfig) -> "AutoencoderTiny":
     """Return a freshly initialized AutoencoderTiny of the configured size.
 
     Raises:
-        UserError: if there are too few channels, or if encoder and decoder have different numbers of resolutions.
+        UserError: if encoder and decoder have different numbers of resolutions.
     """
     from diffusers import AutoencoderTiny
 
-    if config.latent_channels < 3 or config.width < 4:
-        raise UserError("--latent-channels must be at least 3, --width at least 4: three channels carry the colors.")
     levels = len(config.encoder_blocks)
     if len(config.decoder_blocks) != levels:
         raise UserError("--encoder-blocks and --decoder-blocks must have one number for each resolution.")

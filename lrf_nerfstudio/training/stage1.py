@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ from lrf_nerfstudio.training.networks import EncodeDecode, check_crop
 from lrf_nerfstudio.training.perceptual import PerceptualLosses
 from lrf_nerfstudio.training.task import Losses, Task
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.options import AtLeastOne, Fraction, NotNegative, Range
 from lrf_nerfstudio.utils.progress import track
 from lrf_nerfstudio.vae import VAEConfig, sample_latents
 
@@ -55,33 +56,33 @@ class Stage1Config(FineTuneConfig):
     pair of photographs comes up equally often; those of a scene that is named twice, twice as often."""
     correspondence: CorrespondenceConfig = field(default_factory=CorrespondenceConfig)
     """Where correspondences come from."""
-    images_in_memory: int = 256
+    images_in_memory: AtLeastOne = 256
     """Photographs that each of the processes that read them keeps decoded."""
     tune: Literal["both", "decoder"] = "both"
     """What is tuned: encoder and decoder; or, in a second run with --feature-weight and --gan-weight, the decoder
     alone. It then learns to fill in the texture that consistent latents no longer describe, while the encoder, and with
     it the latents' consistency, stays as it is."""
-    crop: int = 128
+    crop: AtLeastOne = 128
     """Side of a crop in pixels, a multiple of the autoencoder's spatial factor. A sample is two crops, of two views."""
-    max_reduction: float = 3.0
+    max_reduction: Annotated[float, Range(least=1)] = 3.0
     """Regions up to so many times larger than a crop are reduced to it, so that coarse and fine detail are seen."""
-    synthetic_share: float = 0.6
+    synthetic_share: Fraction = 0.6
     """Share of the samples whose two crops come from one photograph, at slightly different places and scales. Their
     correspondences are exact and everywhere. Each crop is decoded from the latents of the other one, resampled as by a
     radiance field, so encoder and decoder learn latents that bear it."""
-    reconstruction_weight: float = 1.0
+    reconstruction_weight: NotNegative = 1.0
     """Weight of the L1 loss between photographs (in [0, 1]) and decoded images."""
-    kl_weight: float = 1e-6
+    kl_weight: NotNegative = 1e-6
     """Weight of the KL divergence of the posterior, for autoencoders that have one."""
-    correspondence_weight: float = 0.15
+    correspondence_weight: NotNegative = 0.15
     """lambda_1, weight of L_corres."""
-    regularization_weight: float = 0.02
+    regularization_weight: NotNegative = 0.02
     """lambda_2, weight of L_reg, the distance to the latents of the original encoder."""
-    original_decoder_weight: float = 0.0
+    original_decoder_weight: NotNegative = 0.0
     """Weight of the L1 loss between photographs and what the original decoder makes of the tuned latents. It bounds the
     drift as those see it who know the original latents, such as diffusion models: latents may change where the original
     decoder does not mind."""
-    deviation_weight: float = 1.0
+    deviation_weight: NotNegative = 1.0
     """Weight of the loss on changes of the latents' standard deviation."""
 
     free_options: ClassVar[frozenset[str]] = FineTuneConfig.free_options | {"images_in_memory"}

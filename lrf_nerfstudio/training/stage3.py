@@ -22,6 +22,7 @@ from lrf_nerfstudio.training.networks import Decode, check_crop
 from lrf_nerfstudio.training.perceptual import PerceptualLosses
 from lrf_nerfstudio.training.task import Losses, Task
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.options import AtLeastOne, Count, Fraction
 from lrf_nerfstudio.vae import VAEConfig
 
 KIND_WEIGHT = 0.5
@@ -37,12 +38,12 @@ class Stage3Config(FineTuneConfig):
 
     pairs: Path = Path("pairs")
     """Folder of pairs that `lrf pairs` wrote, with this autoencoder or one with the same encoder."""
-    crop: int = 128
+    crop: AtLeastOne = 128
     """Side in pixels of the square that is compared in a sample, a multiple of the autoencoder's spatial factor."""
-    clean_share: float = 0.0
+    clean_share: Fraction = 0.0
     """Share of the samples whose latents are not rendered: photographs of the pairs, recolored and mirrored, which the
     encoder encodes. The decoder keeps what it could do, on colors that the scenes lack too. The paper has none."""
-    margin: int = 2
+    margin: Count = 2
     """Latent cells around a crop that are decoded but not compared: at the edge of what it is given, the decoder sees
     less than inside a whole picture."""
 
@@ -65,10 +66,6 @@ class Stage3(Task):
         check_crop(config.crop, self.vae)
         if config.batch_size < 2 or config.batch_size % 2:
             raise UserError(f"--batch-size {config.batch_size} is odd: half of a batch is of either kind of views.")
-        if config.margin < 0:
-            raise UserError(f"--margin {config.margin} is negative.")
-        if not 0 <= config.clean_share <= 1:
-            raise UserError(f"--clean-share is between 0 and 1, not {config.clean_share}.")
         self.encodes = config.clean_share > 0
         self.network = Decode(self.vae)
         self.perceptual = PerceptualLosses(config)

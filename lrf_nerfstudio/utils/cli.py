@@ -11,6 +11,7 @@ from typing import TypeVar, get_type_hints
 import tyro
 
 from lrf_nerfstudio.utils.errors import exit_on_user_error
+from lrf_nerfstudio.utils.options import check_options
 
 _Options = TypeVar("_Options")
 
@@ -26,10 +27,13 @@ def run(main: Callable[[_Options], None], arguments: Sequence[str] | None = None
         prog: what the help calls the command; None stands for the name of the file that was run.
 
     Raises:
-        SystemExit: with status 1 where `main` raises a UserError, after its message; with 2 for wrong options.
+        SystemExit: with status 1 where an option is out of its range or `main` raises a UserError, after its message;
+            with 2 for options that do not exist.
     """
     (parameter,) = inspect.signature(main).parameters
     options_type: type[_Options] = get_type_hints(main)[parameter]
     with exit_on_user_error():
         description = sys.modules[main.__module__].__doc__
-        main(tyro.cli(options_type, prog=prog, description=description, args=arguments))
+        options = tyro.cli(options_type, prog=prog, description=description, args=arguments)
+        check_options(options)
+        main(options)

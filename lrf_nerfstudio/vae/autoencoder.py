@@ -19,13 +19,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import write_atomically
+from lrf_nerfstudio.utils.options import Range
 from lrf_nerfstudio.vae.grid import apply_tiled, latent_size, pad_to_multiple, unpad
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class VAEConfig:
     """Precision that the autoencoder computes in. Its inputs and outputs are float32 in any case."""
     tiling: bool = False
     """Encode and decode pictures larger than a tile in overlapping tiles, which bounds the memory they take."""
-    tile_size: int = 512
+    tile_size: Annotated[int, Range(least=64)] = 512
     """Side of a tile in pixels. Neighboring tiles overlap by a quarter of it."""
     slicing: bool = False
     """Encode and decode the pictures of a batch one after the other, which takes less memory."""

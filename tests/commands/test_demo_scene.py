@@ -76,12 +76,5 @@ def test_a_scene_that_is_there_is_kept(tmp_path: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize(("option", "value"), [("views", 7), ("samples", 0), ("size", (4, 64)), ("points", 0)])
-def test_options_out_of_range_are_named(tmp_path: Path, option: str, value: object) -> None:
-    with pytest.raises(UserError, match=f"--{option} must be"):
-        make(tmp_path / "scene", **{option: value})
-    assert not (tmp_path / "scene").exists()
-
-
 def test_pictures_have_the_size_that_was_asked_for(demo_scene: Path) -> None:
     assert {Image.open(path).size for path in (demo_scene / "images").iterdir()} == {(132, 100)}

@@ -63,19 +63,3 @@ def test_scenes_that_fail_are_reported_and_left_out(
     whole = {path.parent.name for path in (tmp_path / "scenes").glob("*/transforms.json")}
     assert whole == {"scene_00000", "scene_00003"}
     assert [path.name for path in (tmp_path / "scenes" / "scene_00001").iterdir()] == ["notes.txt"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"views": 7}, "--views must be 8 or more"),
-        ({"size": (4, 64)}, "--size must be"),
-        ({"samples": 0}, "--samples must be"),
-        ({"count": 0}, "--count must be 1 or more"),
-        ({"shard_index": 1}, "--shard-index is from 0 to --num-shards - 1, which is 0"),
-    ],
-)
-def test_options_out_of_range_are_named(tmp_path: Path, options: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        make(tmp_path / "scenes", **options)
-    assert not (tmp_path / "scenes").exists()

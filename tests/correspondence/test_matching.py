@@ -24,6 +24,7 @@ from lrf_nerfstudio.correspondence.epipolar import fundamental_matrix, pinhole_m
 from lrf_nerfstudio.correspondence.features import Features
 from lrf_nerfstudio.correspondence.pairs import pose_errors
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.options import check_options
 
 BASELINE, FOCAL = 1.0, 300.0
 PATCH_I, PATCH_J = (60, 40), (150, 170)  # (x, y) of something that is in two different places
@@ -303,9 +304,9 @@ def test_no_pair_with_enough_matches(tmp_path, known):
         {"max_epipolar_error": float("nan")},
     ],
 )
-def test_options_out_of_range(tmp_path, known, options):
-    with pytest.raises(UserError, match=next(iter(options))):
-        find_correspondences(load_scene(tmp_path), CorrespondenceConfig(**options))
+def test_options_out_of_range(options):
+    with pytest.raises(UserError, match=next(iter(options)).replace("_", "-")):
+        check_options(CorrespondenceConfig(**options))
 
 
 def test_the_figure_shows_both_photographs_and_the_matches(tmp_path, known):

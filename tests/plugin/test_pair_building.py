@@ -116,8 +116,6 @@ def test_pairs_of_another_kind_are_not_mixed(built, floor_scene, vae, tmp_path):
     namesake = write_scene(tmp_path / floor_scene.name)
     with pytest.raises(UserError, match="their scene is"):
         build_scene(namesake, vae, output, PairConfig(steps=60, snapshots=(20,)))
-    with pytest.raises(UserError, match="--snapshots must lie between"):
-        build_scenes([floor_scene], vae, output, PairConfig(steps=60, snapshots=(60,)))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file could not be written: .* \(--output\)"):
         build_scenes([floor_scene], vae, tmp_path / "file", PairConfig(steps=60))
@@ -175,7 +173,7 @@ def test_processes_share_the_scenes(tmp_path, tiny_vae, capsys):
         shards.append([path.name for path in build_stage3_pairs.select(options)])
     assert shards == [["a", "c", "e"], ["b", "d"]]
     for arguments, message in (
-        (("--shard-index", 2, "--num-shards", 2, "--scenes", "a"), "--shard-index is from 0 to --num-shards - 1"),
+        (("--shard-index", 2, "--num-shards", 2, "--scenes", "a"), "--shard-index must be 0 to 1"),
         (("--scenes", "x/a", "y/a"), "two of --scenes are called a"),
         ((), "--scenes A B"),
         (("--scenes", "a", "--vae", "no-such-vae"), "no-such-vae"),

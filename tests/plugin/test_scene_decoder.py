@@ -300,15 +300,12 @@ def test_a_checkpoint_with_another_decoder_is_refused(floor_scene, tiny_vae, tmp
     assert "--pipeline.model.scene-decoder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "option", [{"share": 1.5}, {"warmup": -1.0}, {"cell": 3}, {"width": 0}, {"latent_weight": -1.0}]
-)
-def test_options_out_of_range_are_named(floor_scene, tiny_vae, option, capsys):
+@pytest.mark.parametrize("option", [{"cell": 3}])
+def test_cells_that_do_not_fit_the_vae_are_named(floor_scene, tiny_vae, option, capsys):
     ((name, value),) = option.items()
     with pytest.raises(SystemExit):
         make_pipeline(floor_scene, tiny_vae, **{f"scene_decoder__{name}": value})
-    option = name.replace("_", "-")
-    assert f"--pipeline.model.scene-decoder.{option}" in capsys.readouterr().err.replace(".cell and .width", ".width")
+    assert f"--pipeline.model.scene-decoder.{name}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mode", ["classic", "antialiased"])

@@ -27,6 +27,7 @@ from lrf_nerfstudio.splatting.strategies import (
     relocate,
 )
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.options import check_options
 
 EACH_STEP = Schedule(start=0, every=1, refinements=1000)
 
@@ -108,11 +109,11 @@ def after_backward(strategy, params, optimizers, state, step: int, info: dict[st
 )
 def test_options_out_of_range_are_named(option, value):
     config = DensificationConfig(start=0.1, refinements=12)
-    config.check()
+    check_options(config)
     setattr(config, option, value)
     name = option.replace("_", "-")
-    with pytest.raises(UserError, match=rf"^--pipeline\.model\.densification\.{name} .* it is {value}\.$"):
-        config.check()
+    with pytest.raises(UserError, match=rf"^--pipeline\.model\.densification\.{name} must be .* it is {value}\.$"):
+        check_options(config, "--pipeline.model.densification.")
 
 
 def test_the_configuration_chooses_the_strategy():
@@ -510,7 +511,7 @@ STRATEGIES = {
 @pytest.mark.parametrize("options", STRATEGIES.values(), ids=STRATEGIES)
 def test_training_resumes_bit_for_bit(options):
     config = DensificationConfig(**options, start=0.0, stop=0.9, refinements=4)
-    config.check()
+    check_options(config)
     torch.manual_seed(0)
     straight = Run(make_strategy(config, 40))
     straight.train(range(10))

@@ -154,8 +154,6 @@ def test_pictures_show_photographs_beside_what_is_decoded(tmp_path, vae, pairs):
         ({"crop": 33}, "--crop 33 must be a multiple"),
         ({"crop": 96}, "smaller than a crop with its margin"),
         ({"batch_size": 3}, "--batch-size 3 is odd"),
-        ({"margin": -1}, "--margin -1"),
-        ({"clean_share": 1.5}, "--clean-share is between 0 and 1, not 1.5"),
         ({"pairs": Path("nowhere")}, "no pairs in nowhere"),
         ({"vae": "lrf-f4c4"}, "built with the VAE"),
     ],
