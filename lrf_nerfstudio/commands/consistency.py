@@ -26,6 +26,7 @@ from torch import Tensor
 from lrf_nerfstudio.evaluation.consistency import Agreement, DepthView, compare, find_in
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import make_folder, write_atomically
+from lrf_nerfstudio.utils.options import AtLeastOne, Positive
 from lrf_nerfstudio.utils.progress import track
 
 if TYPE_CHECKING:
@@ -51,11 +52,11 @@ class Consistency:
     """The config.yml of each trained scene; one that was trained with `--pipeline.vae.source rgb` is measured too."""
     output: Path
     """Folder for the table and the pictures, which are replaced."""
-    ways: int = 6
+    ways: AtLeastOne = 6
     """Held-out views from which a way leads to the nearest training view."""
-    steps: int = 8
+    steps: AtLeastOne = 8
     """Steps of a way, which has one camera more."""
-    tolerance: float = 0.01
+    tolerance: Positive = 0.01
     """Largest relative difference of depths at which two views see the same point."""
 
 
@@ -211,8 +212,8 @@ def main(options: Consistency) -> None:
 
     from lrf_nerfstudio.utils.files import replacing
 
-    if min(options.ways, options.steps) < 1 or not options.load_config:
-        raise UserError("Give --load-config one scene or more, and --ways and --steps 1 or more.")
+    if not options.load_config:
+        raise UserError("There is nothing to measure: give --load-config one scene or more.")
     make_folder(options.output, "--output")
     rows: list[Row] = []
     for number, config in enumerate(options.load_config):
