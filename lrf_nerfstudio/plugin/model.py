@@ -49,7 +49,7 @@ class LatentSplatfactoModelConfig(ReducedSplatfactoModelConfig):
     """How Gaussians are added and removed."""
     dilation: NotNegative = 0.1
     """Square latent pixels that are added to the covariance of every projected Gaussian. What 3DGS adds to a pixel of a
-    photograph, 0.3, blurs a latent, each of whose pixels stands for many of the photograph's: see the README."""
+    photograph, 0.3, blurs a latent, each of whose pixels stands for many of the photograph's: see docs/results.md."""
     opacity_dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     """Against overfitting to few views: fraction of the Gaussians that a training step leaves out at the end of the
     run, growing from 0; the others' opacities make up for them."""
