@@ -158,7 +158,10 @@ class LatentPipeline(VanillaPipeline):
         prefix = "_model."
         unexpected = [name for name in state_dict if not name.startswith(prefix)]
         if unexpected or f"{prefix}_extra_state" not in state_dict:
-            raise UserError("The checkpoint was not written by this method.")
+            raise UserError(
+                "The checkpoint was written by another method than the one that is to load it. Give --load-dir or "
+                "--load-checkpoint one of a run of the same method."
+            )
         state = {name.removeprefix(prefix): value for name, value in state_dict.items()}
         keys = self.model.load_state_dict(state, strict=True)
         if self._target_maps:

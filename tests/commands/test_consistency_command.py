@@ -15,7 +15,7 @@ from lrf_nerfstudio.utils.errors import UserError
 def configs(floor_scene, tiny_vae, tmp_path_factory):
     """A scene with a decoder of its own, one without, and one in RGB, all trained for some steps."""
     found = []
-    for source, share, steps in ((str(tiny_vae), 0.5, 400), (str(tiny_vae), 0.0, 300), ("rgb", 0.0, 300)):
+    for source, share, steps in ((str(tiny_vae), 0.5, 240), (str(tiny_vae), 0.0, 160), ("rgb", 0.0, 160)):
         folder = tmp_path_factory.mktemp("trained")
         make_trainer(floor_scene, source, folder, steps, scene_decoder__share=share).train()
         found += folder.rglob("config.yml")

@@ -38,7 +38,7 @@ def test_points_lie_on_what_the_photographs_show():
     points = triangulate(VIEWS, TriangulationConfig(max_features=1000))
     assert len(points) > 100
     assert np.median(np.abs(points[:, 2])) < 0.01  # about a pixel
-    assert (np.abs(points[:, 2]) < 0.05).mean() > 0.98
+    assert (np.abs(points[:, 2]) < 0.05).mean() > 0.97
     assert np.ptp(points[:, :2], axis=0).min() > 1  # all over the floor
     np.testing.assert_array_equal(points, triangulate(VIEWS, TriangulationConfig(max_features=1000)))
 

@@ -181,7 +181,7 @@ def test_damaged_latents_are_encoded_again(scene, tiny_vae, tmp_path, forked):
     option = ("--pipeline.datamanager.latent-cache-dir", cache)
     ns_train(forked, scene, tiny_vae, tmp_path / "out", *option).check()
     good = contents(cache)
-    assert len(good) == 7
+    assert len(good) == 9  # the held-out views too, which the run reports on
     files = latent_files(cache)
     for damage, path in zip((truncated, tampered, emptied), files, strict=False):
         damage(path)
@@ -204,7 +204,7 @@ def test_two_runs_fill_one_cache_at_once(tiny_vae, tmp_path, forked):
         process.join(300)
         assert process.exitcode == 0, log.read_text()
         assert "damaged" not in log.read_text()
-    assert len(latent_files(cache)) == len(contents(cache)) == 28
+    assert len(latent_files(cache)) == len(contents(cache)) == 33
     # A third run finds all of them in order.
     filled = contents(cache)
     output = forked(*arguments, "--output-dir", tmp_path / "c").check().output

@@ -234,7 +234,7 @@ def test_another_methods_checkpoint_is_refused(floor_scene, tiny_vae, tmp_path, 
     state["pipeline"] = {"_model.gauss_params.means": torch.zeros(4, 3)}
     torch.save(state, path)
     arguments = train_arguments(floor_scene, tiny_vae, tmp_path / "out", 9, "--load-checkpoint", path)
-    assert "latent-splatfacto" in forked("ns-train", *arguments).message
+    assert "written by another method" in forked("ns-train", *arguments).message
 
 
 # ---------------------------------------------------------------------------------------------------- full disk

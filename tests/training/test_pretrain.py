@@ -23,6 +23,7 @@ from lrf_nerfstudio.training.pretrain import (
     reconstruction_psnr,
 )
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.options import check_options
 from lrf_nerfstudio.vae import VAEConfig
 
 
@@ -89,7 +90,7 @@ def test_latents_of_colors_alone(config):
     initialize(autoencoder, torch.rand(2, 3, 64, 64))
     assert all(weight.isfinite().all() for weight in autoencoder.state_dict().values())
     with pytest.raises(UserError, match="--latent-channels"):
-        build_autoencoder(replace(config, latent_channels=2))
+        check_options(replace(config, latent_channels=2))
 
 
 @pytest.mark.usefixtures("device")

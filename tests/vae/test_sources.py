@@ -264,7 +264,7 @@ def test_rgb_at_a_lower_resolution_is_mean_colors_enlarged(images):
     # A ramp stays where it is, but for the edges: cells and pixels agree on their centers.
     ramp = torch.linspace(0.2, 0.8, 48).expand(32, 48)[None, ..., None].repeat(1, 1, 1, 3)
     back = vae.decode(vae.encode(ramp), 32, 48)
-    torch.testing.assert_close(back[:, :, 8:40], ramp[:, :, 8:40], atol=2e-3, rtol=0)
+    torch.testing.assert_close(back[:, :, 8:40], ramp[:, :, 8:40], atol=5e-3, rtol=0)
     assert vae.decode(vae.encode(images), *images.shape[1:3]).shape == images.shape
     with pytest.raises(UserError, match="rgb-f<factor>"):
         VAEConfig("rgb-f3").setup()
