@@ -18,6 +18,7 @@ COMMANDS = {
     "stage1": "finetune_stage1",
     "pairs": "build_stage3_pairs",
     "stage3": "finetune_stage3",
+    "generic-decoder": "train_generic_decoder",
     "set-vae": "set_vae",
     "measure": "measure_latents",
     "compare": "compare_vaes",

@@ -62,7 +62,7 @@ def select(options: BuildPairs) -> list[Path]:
 def main(options: BuildPairs) -> None:
     """Build the pairs and say how many there are."""
     scenes = select(options)
-    config = PairConfig(options.steps, options.downscale_factor, options.snapshots)
+    config = PairConfig(options.steps, options.downscale_factor, options.snapshots, options.density)
     vae = VAEConfig(options.vae).setup("cuda" if torch.cuda.is_available() else "cpu")
     results = build_scenes(scenes, vae, options.output, config)
     pairs = [scene for scene in results if scene is not None]

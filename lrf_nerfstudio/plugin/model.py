@@ -171,6 +171,8 @@ class LatentSplatfactoModel(SplatfactoModel):
         self.total_steps = steps
         self.latent_steps = steps - round(options.share * steps)
         self.joint_steps = self.latent_steps + round(options.warmup * (steps - self.latent_steps))
+        if self.scene_decoder is not None:
+            options.begin(self.scene_decoder, self.vae, self.normalization)
         self.strategy = make_strategy(self.config.densification, self.latent_steps)
         self.strategy_state = self.strategy.initialize_state(self.num_points, self.device)
 

@@ -7,10 +7,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 from torchvision.utils import save_image
 
+from lrf_nerfstudio.field.decoder import dense_dilation
 from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.dataset import PinholeDataset
 from lrf_nerfstudio.plugin.fitting import FieldFit, FittingConfig, attempted, trainer_config
@@ -32,6 +34,9 @@ class PairConfig(FittingConfig):
 
     snapshots: tuple[AtLeastOne, ...] = ()
     """Steps after which fields are rendered besides the end: unfinished fields have errors of other kinds."""
+    density: AtLeastOne = 1
+    """Cells in the place of a latent pixel that fields are rendered on, along each axis: 1 to tune the VAE's decoder in
+    stage III, 2 f / cell for decoders of scenes, which is 2 for the default VAE."""
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Yield what does not fit the other options; see `check_options`."""
@@ -82,20 +87,21 @@ def build_scene(scene: Path, vae: VAE, output: Path, config: PairConfig) -> Scen
     """
     scene = scene.expanduser().resolve()
     folder, wanted = output / scene.name, sorted({*config.snapshots, config.steps})
-    options = {name: value for name, value in asdict(config).items() if name != "snapshots"}
+    options = {name: value for name, value in asdict(config).items() if name not in ("snapshots", "density")}
     pairs = ScenePairs.load(folder) if (folder / INDEX).exists() else None
     missing, lost = wanted, list[Path]()
     if pairs is not None:
-        check_options(pairs, {**options, "scene": str(scene), "VAE fingerprint": vae.fingerprint})
+        identity = {"scene": str(scene), "VAE fingerprint": vae.fingerprint, "density": config.density}
+        check_options(pairs, options | identity)
         lost = pairs.missing_files()
         missing = [steps for steps in wanted if steps not in pairs.latents or folder / pairs.latents[steps] in lost]
     if pairs is None or missing or lost:
         latest = missing[0] if missing else None
         fit = FieldFit(trainer_config(scene, vae.source, folder.resolve(), config), latest)
         if pairs is None or lost:
-            pairs = _write_photographs(fit.pipeline, folder, scene, options, pairs)
+            pairs = _write_photographs(fit.pipeline, folder, scene, options, config.density, pairs)
         written = pairs  # an index that is there is complete but for the snapshots that are taken now
-        fit.run(missing, lambda steps: written.write_latents(steps, render_views(fit.pipeline)))
+        fit.run(missing, lambda steps: written.write_latents(steps, render_views(fit.pipeline, config.density)))
         if fit.cost:
             pairs.cost = fit.cost
             pairs.save()
@@ -105,15 +111,20 @@ def build_scene(scene: Path, vae: VAE, output: Path, config: PairConfig) -> Scen
 
 
 @torch.no_grad()
-def render_views(pipeline: LatentPipeline) -> list[Tensor]:
-    """The latents [C, h, w], unscaled, that the field renders at the training cameras and then the held-out ones."""
+def render_views(pipeline: LatentPipeline, density: int) -> list[Tensor]:
+    """The latents [C, h k, w k], unscaled, that the field renders at the training and then the held-out cameras.
+
+    Args:
+        pipeline: of the field.
+        density: k.
+    """
     model, latents = pipeline.model, []
+    dilation = dense_dilation(model.config.dilation, density)
     for _, dataset in _datasets(pipeline):
         for index in range(len(dataset)):
             camera = grid_camera(dataset.cameras[index : index + 1], model.vae.spatial_factor, model.device)
-            latents.append(
-                model.normalization.to_latent(model.render_field(camera, model.config.dilation).field[0]).cpu()
-            )
+            field = model.render_field(camera.subdivided(density), dilation).field[0]
+            latents.append(model.normalization.to_latent(field).cpu())
     return latents
 
 
@@ -122,7 +133,12 @@ def _datasets(pipeline: LatentPipeline) -> tuple[tuple[Kind, PinholeDataset], tu
 
 
 def _write_photographs(
-    pipeline: LatentPipeline, folder: Path, scene: Path, options: dict[str, object], older: ScenePairs | None
+    pipeline: LatentPipeline,
+    folder: Path,
+    scene: Path,
+    options: dict[str, object],
+    density: int,
+    older: ScenePairs | None,
 ) -> ScenePairs:
     """Writes photographs and masks of all views, then the index, with the latents of `older` whose files are there."""
     sources: list[tuple[Kind, PinholeDataset, int]] = [
@@ -143,6 +159,7 @@ def _write_photographs(
         normalization.shift.tolist(),
         normalization.scale.tolist(),
         views,
+        density=density,
     )
     if older is not None:
         pairs.latents.update({s: name for s, name in older.latents.items() if (folder / name).exists()})
@@ -167,7 +184,8 @@ def write_contact_sheet(pairs: ScenePairs, vae: VAE) -> None:
         for view in of_kind[:: max(1, math.ceil(len(of_kind) / CONTACT_VIEWS))]:
             height, width = pairs.views[view].height, pairs.views[view].width
             image = pairs.photograph(view)[0].float() / 255
-            decoded = vae.decode(pairs.latent(view, steps)[None], height, width)[0].cpu()
+            latent = F.avg_pool2d(pairs.latent(view, steps), pairs.density)
+            decoded = vae.decode(latent[None], height, width)[0].cpu()
             rows.append(torch.cat([image, decoded], dim=1).permute(2, 0, 1))
     vae.check_overflow()
     save_rows(rows, pairs.folder / CONTACT_SHEET)
@@ -180,6 +198,6 @@ def save_rows(rows: Sequence[Tensor], file: Path) -> None:
         UserError: the file cannot be written.
     """
     width = max(row.shape[2] for row in rows)
-    padded = [torch.nn.functional.pad(row, (0, width - row.shape[2], 0, 4), value=1.0) for row in rows]
+    padded = [F.pad(row, (0, width - row.shape[2], 0, 4), value=1.0) for row in rows]
     with replacing(file) as stream:
         save_image(torch.cat(padded, dim=1), stream, format="png")

@@ -1,8 +1,10 @@
 """Options of the scene's own decoder, and how a run makes it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from lrf_nerfstudio.field.decoder import SceneDecoder
+from lrf_nerfstudio.field.generic_decoder import for_field, load_generic, shipped_generic
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.options import AtLeastOne, Count, Fraction, NotNegative
 from lrf_nerfstudio.vae import VAE, FieldNormalization, LinearRGB
@@ -23,13 +25,18 @@ class SceneDecoderConfig:
     """Channels between its convolutions."""
     blocks: Count = 2
     """Its residual blocks."""
+    start: str = "linear"
+    """What it is at first: `linear`, the linear map of the latents to RGB; `generic`, what many scenes taught it, where
+    a generic decoder lies beside the VAE or in the package; `auto`, generic where there is one for these options and
+    linear where not; or the file of a generic decoder."""
     latent_weight: NotNegative = 0.0
     """Weight of the loss of latents against those of the photographs while field and decoder are fitted. It keeps the
     field's latents what the VAE's decoder and diffusion models know, and is computed in the steps whose grid contains
     the VAE's, which with the default `cell` is every fourth; 0 leaves it out."""
 
     def setup(self, vae: VAE, linear_rgb: LinearRGB, normalization: FieldNormalization) -> SceneDecoder | None:
-        """Make a decoder whose pictures are the linear map of the latents to RGB; None if it is left out.
+        """Make a decoder whose pictures are the linear map of the latents to RGB, whatever `start` says; None if it is
+        left out.
 
         Raises:
             UserError: if the cells do not fit the VAE.
@@ -45,3 +52,39 @@ class SceneDecoderConfig:
         decoder = SceneDecoder(vae.latent_channels, vae.spatial_factor, cell, self.width, self.blocks)
         decoder.start_from(linear_rgb, normalization)
         return decoder
+
+    def begin(self, decoder: SceneDecoder, vae: VAE, normalization: FieldNormalization) -> None:
+        """Give the decoder of a scene the weights that `start` says.
+
+        Args:
+            decoder: as :meth:`setup` made it.
+            vae: of the scene.
+            normalization: of the scene.
+
+        Raises:
+            UserError: if the generic decoder is missing, cannot be read, or does not fit the VAE or the other options.
+        """
+        if self.start == "linear":
+            return
+        option = "--pipeline.model.scene-decoder"
+        path = shipped_generic(vae) if self.start in ("auto", "generic") else Path(self.start).expanduser()
+        if path is None:
+            if self.start == "generic":
+                raise UserError(
+                    f"There is no generic decoder for the latents of {vae.source!r} ({option}.start generic). Start "
+                    "from `linear`, or train one with `lrf generic-decoder`."
+                )
+            return
+        generic = load_generic(path, vae)
+        if generic.config != decoder.config:
+            if self.start == "auto":
+                return
+            differing = [name for name, value in generic.config.items() if value != decoder.config[name]]
+            raise UserError(
+                f"The generic decoder in {path} has "
+                + ", ".join(f"{name} {generic.config[name]}" for name in differing)
+                + ", the scene's "
+                + ", ".join(f"{name} {decoder.config[name]}" for name in differing)
+                + f". Set the options {option} to those of the file, or start from `linear`."
+            )
+        decoder.load_state_dict(for_field(generic, normalization).state_dict())

@@ -1,4 +1,4 @@
-"""The loop that trains an autoencoder: accelerate, moving average, checkpoints that survive a kill, TensorBoard.
+"""The loop of all trainings: accelerate, moving average, checkpoints that survive a kill, TensorBoard.
 
 What is trained, on what, and with which losses is a :class:`~lrf_nerfstudio.training.task.Task`; pretraining and the
 stages I and III share this loop. On a GPU, nothing is read back from the device between two reports.
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lrf_nerfstudio.training.adversarial import Adversary
@@ -85,8 +85,7 @@ class Trainer:
         task.to(device)
         self.adversary: Adversary | None = None
         if config.gan_weight > 0:
-            last_layer = [module for module in task.vae.autoencoder.decoder.modules() if isinstance(module, nn.Conv2d)]
-            self.adversary = Adversary(config, self.accelerator, last_layer[-1].weight)
+            self.adversary = Adversary(config, self.accelerator, task.last_layer)
         self._means, self._last_report = RunningMeans(), 0
         if config.resume:
             self._load()
@@ -209,7 +208,7 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Write the checkpoint, then the averaged autoencoder; each is complete or as before at any moment.
+        """Write the checkpoint, then what was trained, averaged; each is complete or as before at any moment.
 
         Raises:
             UserError: if the weights are not finite, the disk is full, or the folder cannot be written to.
@@ -221,7 +220,7 @@ class Trainer:
             write_checkpoint(self.config.output, self._description(), self._state())
             with self._averaged_weights():
                 self.task.complete()
-                self.task.vae.save(self.config.output, dtype=torch.float32)
+                self.task.save(self.config.output)
         self.accelerator.wait_for_everyone()
 
     def _state(self) -> dict[str, Any]:

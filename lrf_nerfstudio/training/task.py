@@ -4,6 +4,7 @@ import functools
 import operator
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +41,9 @@ class Task(ABC):
     A step must not read any value back from the device: `losses` computes with tensors alone.
 
     Attributes:
-        vae: the autoencoder; its parameters that require gradients are trained.
-        network: the module that `losses` calls; it holds the autoencoder of `vae` and no other trainable parameters.
+        vae: the autoencoder that is trained, or to whose latents the training belongs.
+        network: the module that `losses` calls; it holds all parameters that are trained, of the autoencoder if that is
+            tuned.
         dataset: an endless series of dictionaries of tensors; item n depends on n alone.
         reconstruction_terms: names of the losses whose gradient the adversarial loss is balanced with.
         notices: what the user should know about the run; printed once when it begins.
@@ -69,6 +71,19 @@ class Task(ABC):
     @abstractmethod
     def pictures(self, batch: dict[str, Tensor], losses: Losses) -> Tensor:
         """Return a picture [3, H, W] in [0, 1] that shows what is decoded beside the photographs."""
+
+    @property
+    def last_layer(self) -> Tensor:
+        """Weights of the last layer of what decodes, by whose gradients the adversarial loss is balanced."""
+        return [module for module in self.vae.autoencoder.decoder.modules() if isinstance(module, nn.Conv2d)][-1].weight
+
+    def save(self, output: Path) -> None:
+        """Write what was trained into a folder; the weights are the moving average while this runs.
+
+        Raises:
+            UserError: if a file cannot be written.
+        """
+        self.vae.save(output, dtype=torch.float32)
 
     def complete(self) -> None:  # noqa: B027 (most tasks need none)
         """Set what follows from the weights, such as the latents' scale; called before they are written.

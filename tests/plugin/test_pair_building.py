@@ -63,7 +63,7 @@ def test_pairs_are_photographs_beside_what_the_field_renders(built, floor_scene,
     # The run is one of nerfstudio's: what its commands load renders the same.
     _, pipeline, _, step = eval_setup(built.folder / RUN / "config.yml", test_mode="test")
     assert step == 59
-    for index, latent in enumerate(render_views(pipeline)):
+    for index, latent in enumerate(render_views(pipeline, density=1)):
         torch.testing.assert_close(built.latent(index, 60), latent, rtol=1e-5, atol=1e-5)
     view = built.of_kind("novel")[1]
     camera, _ = pipeline.datamanager.eval_view(1)
@@ -73,6 +73,24 @@ def test_pairs_are_photographs_beside_what_the_field_renders(built, floor_scene,
     assert_equal(dict(pipeline.model.normalization.state_dict()), dict(built.normalization.state_dict()))
     with Image.open(built.folder / CONTACT_SHEET) as sheet:
         assert sheet.size == (2 * 101, 4 * (67 + 4))
+
+
+def test_dense_pairs_show_the_same_field(built, floor_scene, vae, tmp_path):
+    """What is built of a run that is there already is of the same field, on the grid of a scene's decoder."""
+    shutil.copytree(built.folder / "field", tmp_path / floor_scene.name / "field")
+    dense = build_scene(floor_scene, vae, tmp_path, PairConfig(steps=60, density=4))
+    (read,) = read_pairs(tmp_path, vae, density=4)
+    assert read == dense
+    for view in range(len(dense.views)):
+        latent, coarse = dense.latent(view, 60), built.latent(view, 60)
+        assert latent.shape == (coarse.shape[0], 4 * coarse.shape[1], 4 * coarse.shape[2])
+        means = torch.nn.functional.avg_pool2d(latent, 4)
+        assert (means - coarse).abs().mean() < 0.1 * coarse.std()
+        assert torch.equal(dense.photograph(view)[0], built.photograph(view)[0])
+    with pytest.raises(UserError, match="--density 4, and --density 1 is needed"):
+        read_pairs(tmp_path, vae)
+    with pytest.raises(UserError, match="density is 4, not 2"):
+        build_scene(floor_scene, vae, tmp_path, PairConfig(steps=60, density=2))
 
 
 def test_fields_are_those_of_ns_train(built, floor_scene, tiny_vae, tmp_path):

@@ -3,6 +3,7 @@
 import random
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +15,15 @@ from tiny_scenes import Lens, write_scene
 
 from lrf_nerfstudio.field import LatentField
 from lrf_nerfstudio.field.decoder import SceneDecoder
+from lrf_nerfstudio.field.generic_decoder import for_field, load_generic, save_generic
 from lrf_nerfstudio.field.similarity import fitting_loss
 from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.export import exported_field
 from lrf_nerfstudio.plugin.photographs import Part, Photographs
+from lrf_nerfstudio.plugin.trainer import load_checkpoint
 from lrf_nerfstudio.splatting.strategies import DensificationConfig
+from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.vae import VAEConfig
 
 KEPT = DensificationConfig(gradient_threshold=1e9, opacity_threshold=1e-6)
 """No Gaussian is added or removed."""
@@ -51,7 +56,8 @@ def test_a_run_fits_latents_then_the_decoder_then_both(floor_scene, tiny_vae, tm
 
 
 def test_the_decoder_is_better_than_the_linear_map_that_it_starts_from(floor_scene, tmp_path, device):
-    trainer = make_trainer(floor_scene, "lrf-f4c4", tmp_path, steps=300, device=device)
+    alone = {"scene_decoder__share": 0.6, "scene_decoder__warmup": 1.0}  # the field stays as it is
+    trainer = make_trainer(floor_scene, "lrf-f4c4", tmp_path, steps=400, device=device, **alone)
     model = trainer.pipeline.model
     start = {name: tensor.clone() for name, tensor in model.scene_decoder.state_dict().items()}
     trainer.train()
@@ -287,6 +293,61 @@ def test_a_photograph_that_vanishes_is_named_and_nothing_is_lost(tmp_path, tiny_
     assert f"{scene / 'images'}" in capsys.readouterr().err.replace("\n", "")
     (checkpoint,) = (run_folder(scene, tmp_path) / "nerfstudio_models").iterdir()
     assert checkpoint.name == "step-000000020.ckpt"
+
+
+# ---------------------------------------------------------------------------------------------------- the start
+
+
+def generic_file(folder: Path, source: Path, **shape: int) -> Path:
+    """Write a generic decoder with random weights for a VAE."""
+    vae = VAEConfig(str(source)).setup()
+    torch.manual_seed(1)
+    generic = SceneDecoder(vae.latent_channels, vae.spatial_factor, **shape)
+    torch.nn.init.normal_(generic.tail.weight, std=0.1)
+    save_generic(generic, vae, folder / "generic.safetensors")
+    return folder / "generic.safetensors"
+
+
+def test_a_scene_starts_from_a_generic_decoder(floor_scene, tiny_vae, tmp_path, device):
+    file = generic_file(tmp_path, tiny_vae)
+    trainer = make_trainer(floor_scene, tiny_vae, tmp_path, 4, scene_decoder__start=str(file), device=device)
+    model = trainer.pipeline.model
+    expected = for_field(load_generic(file, model.vae), model.normalization.cpu()).state_dict()
+    for name, tensor in model.scene_decoder.state_dict().items():
+        torch.testing.assert_close(tensor.cpu(), expected[name], msg=name)
+        assert tensor.device == model.means.device
+    trainer.train()
+    file.unlink()
+    models = run_folder(floor_scene, tmp_path) / "nerfstudio_models"
+    pipeline = make_pipeline(floor_scene, tiny_vae, "test", scene_decoder__start=str(file), device=device)
+    state = load_checkpoint(next(models.iterdir()))
+    pipeline.load_pipeline(state["pipeline"], state["step"])  # a trained scene does not need the file
+
+
+def test_without_a_generic_decoder_auto_is_linear(floor_scene, tiny_vae):
+    states = []
+    for start in ("linear", "auto"):
+        pipeline = make_pipeline(floor_scene, tiny_vae, scene_decoder__start=start)
+        pipeline.prepare_training(10)
+        states.append(pipeline.model.scene_decoder.state_dict())
+    linear, auto = states
+    assert all(torch.equal(linear[name], auto[name]) for name in ("matrix", "bias", "tail.weight"))
+
+
+@pytest.mark.parametrize(
+    ("start", "shape", "message"),
+    [
+        ("generic", None, "There is no generic decoder for the latents of"),
+        ("nowhere.safetensors", None, "nowhere.safetensors cannot be read"),
+        ("file", {"width": 16, "blocks": 3}, "has width 16, blocks 3, the scene's width 32, blocks 2"),
+    ],
+)
+def test_a_start_that_cannot_be_had_is_named(floor_scene, tiny_vae, tmp_path, start, shape, message):
+    if shape is not None:
+        start = str(generic_file(tmp_path, tiny_vae, **shape))
+    pipeline = make_pipeline(floor_scene, tiny_vae, scene_decoder__start=start)
+    with pytest.raises(UserError, match=message):
+        pipeline.prepare_training(10)
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints

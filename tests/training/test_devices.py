@@ -8,7 +8,16 @@ from accelerate.state import PartialState
 from fake_cuda import DEVICE, Waits, fake_cuda
 from shifted_views import shifted_views
 from tiny_pairs import write_pairs
-from tiny_runs import batch_of, make_task, pretrain_config, stage1_config, stage3_config, write_kl, write_tiny
+from tiny_runs import (
+    batch_of,
+    generic_config,
+    make_task,
+    pretrain_config,
+    stage1_config,
+    stage3_config,
+    write_kl,
+    write_tiny,
+)
 
 from lrf_nerfstudio.training import loop
 from lrf_nerfstudio.training.loop import Trainer
@@ -86,6 +95,14 @@ def test_stage3(tmp_path, weights_in_cache, write, options):
     vae = write(tmp_path / "vae")
     write_pairs(tmp_path / "pairs" / "scene", vae, masked=True)
     config = stage3_config(tmp_path / "run", vae, tmp_path / "pairs", **options)
+    assert_steps_wait_for_nothing(config, make_task(config))
+
+
+@pytest.mark.parametrize("options", [{}, ALL, BF16], ids=["plain", "all losses", "bf16"])
+def test_generic_decoder(tmp_path, weights_in_cache, options):
+    vae = write_tiny(tmp_path / "vae")
+    write_pairs(tmp_path / "pairs" / "scene", vae, masked=True, density=2)
+    config = generic_config(tmp_path / "run", vae, tmp_path / "pairs", **options)
     assert_steps_wait_for_nothing(config, make_task(config))
 
 

@@ -27,7 +27,7 @@ class LatentCrops(Dataset[dict[str, Tensor]]):
     random.
 
     An item has:
-        latent: [C, n + 2 m, n + 2 m], what the field rendered.
+        latent: [C, (n + 2 m) k, (n + 2 m) k], what the field rendered, of pairs of density k.
         place: [2], row and column of the first of the n x n cells that are compared.
         image: [n f, n f, 3] in [0, 1], the photograph at these cells; its edge is repeated beyond it.
         counts: [n f, n f], of these pixels: false beyond the photograph and outside its mask.
@@ -78,7 +78,8 @@ class LatentCrops(Dataset[dict[str, Tensor]]):
         grid = np.array(scene.grid(view))
         inner = rng.integers(0, grid - n, endpoint=True)  # first row and column that are compared
         outer = np.clip(inner - self.margin, 0, grid - side)
-        latent = scene.latent(view, steps, *(slice(int(start), int(start) + side) for start in outer))
+        k = scene.density
+        latent = scene.latent(view, steps, *(slice(int(start) * k, (int(start) + side) * k) for start in outer))
         pixels = [slice(int(start) * factor, (int(start) + side) * factor) for start in outer]  # cut off at the edge
         photograph, mask = scene.photograph(view, *pixels)
         height, width = photograph.shape[:2]

@@ -2,7 +2,9 @@
 
     PAIRS/<scene>/index.json                    which views there are, and the files they are in
     PAIRS/<scene>/photographs-<k>.safetensors   photographs [H, W, 3] uint8 and masks [H, W] bool, of some views each
-    PAIRS/<scene>/latents-<steps>.safetensors   [C, h, w] float32: what the field rendered after so many steps
+    PAIRS/<scene>/latents-<steps>.safetensors   [C, h k, w k] float32: what the field rendered after so many steps
+
+k is 1 for tuning the decoder of a VAE. Scenes' own decoders see the field on a denser grid.
 
 A view is paired with every snapshot of its scene's field; photographs are kept once. A part of a picture can be read
 without the rest of its file, so any number of pairs can be read in any order. An index is replaced as a whole, and only
@@ -71,6 +73,7 @@ class ScenePairs:
         views: the cameras.
         latents: the steps of the field at each snapshot, and the file of its renders, in the order of the steps.
         cost: what the fit took, as `FieldFit.cost`.
+        density: k, cells that were rendered in the place of a latent pixel of the VAE, along each axis.
     """
 
     folder: Path
@@ -84,6 +87,7 @@ class ScenePairs:
     views: tuple[PairView, ...]
     latents: dict[int, str] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
+    density: int = 1
 
     @property
     def normalization(self) -> FieldNormalization:
@@ -114,11 +118,11 @@ class ScenePairs:
         Args:
             view: index of the view.
             steps: steps of the field at the snapshot.
-            rows: of the latent grid.
-            columns: of the latent grid.
+            rows: of the grid that was rendered.
+            columns: likewise.
 
         Returns:
-            [C, h, w] float32, unscaled.
+            [C, h k, w k] float32, unscaled.
 
         Raises:
             UserError: if its file cannot be read.
@@ -165,7 +169,7 @@ class ScenePairs:
 
         Args:
             steps: steps of the field.
-            latents: [C, h, w] each, what the field renders for all views, unscaled.
+            latents: [C, h k, w k] each, what the field renders for all views, unscaled.
 
         Raises:
             UserError: if the disk is full or the folder cannot be written to.
@@ -213,15 +217,16 @@ class ScenePairs:
             ) from error
 
 
-def read_pairs(folder: Path, vae: VAE) -> list[ScenePairs]:
+def read_pairs(folder: Path, vae: VAE, density: int = 1) -> list[ScenePairs]:
     """Read the indices of a folder of pairs, of the scenes that have any pairs yet, sorted by name.
 
     Args:
         folder: what `lrf pairs` wrote.
         vae: the autoencoder that decodes the pairs' latents.
+        density: of the grid that they are to be rendered on.
 
     Raises:
-        UserError: if there are no pairs, if a file is missing, or if the pairs are not of the VAE's latent space.
+        UserError: if there are no pairs, if a file is missing, or if the pairs are of another latent space or density.
     """
     indices = sorted(folder.glob(f"*/{INDEX}"))
     scenes = [scene for index in indices if (scene := ScenePairs.load(index.parent)).latents]
@@ -232,6 +237,11 @@ def read_pairs(folder: Path, vae: VAE) -> list[ScenePairs]:
             raise UserError(
                 f"The pairs in {scene.folder} were built with the VAE {scene.vae_source!r}, whose latents are not "
                 f"those of {vae.source!r} (--vae). Give that VAE or one with the same encoder, or build pairs anew."
+            )
+        if scene.density != density:
+            raise UserError(
+                f"The pairs in {scene.folder} were rendered with --density {scene.density}, and --density {density} is "
+                "needed here. Build others in another folder."
             )
         if missing := scene.missing_files():
             raise UserError(
@@ -246,12 +256,17 @@ def check_options(pairs: ScenePairs, expected: Mapping[str, Any]) -> None:
 
     Args:
         pairs: of the scene.
-        expected: values by the names of `pairs.options`, or by "scene" and "VAE fingerprint".
+        expected: values by the names of `pairs.options`, or by "scene", "VAE fingerprint" and "density".
 
     Raises:
         UserError: if they were built with others; the message names the first difference.
     """
-    actual = {**pairs.options, "scene": pairs.scene, "VAE fingerprint": pairs.vae_fingerprint}
+    actual = {
+        **pairs.options,
+        "scene": pairs.scene,
+        "VAE fingerprint": pairs.vae_fingerprint,
+        "density": pairs.density,
+    }
     for name, value in expected.items():
         if actual.get(name) != value:
             raise UserError(
