@@ -65,7 +65,7 @@ class FieldFit:
         """
         start = time.perf_counter()
         reset_peak_memory()
-        _forget_writers()
+        forget_writers()
         models = options.get_checkpoint_dir()
         checkpoints = sorted(models.glob("step-*.ckpt"))
         if checkpoints and (latest is None or _steps_of(checkpoints[-1]) <= latest):
@@ -196,7 +196,7 @@ def _steps_of(checkpoint: Path) -> int:
     return int(checkpoint.stem.removeprefix("step-")) + 1
 
 
-def _forget_writers() -> None:
+def forget_writers() -> None:
     """Empties the lists of event writers and profilers, which nerfstudio keeps for the life of a process."""
     for event_writer in writer.EVENT_WRITERS:
         if isinstance(event_writer, writer.TensorboardWriter):

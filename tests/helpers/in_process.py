@@ -9,6 +9,7 @@ from nerfstudio.engine.trainer import TrainerConfig
 
 from lrf_nerfstudio.guidance import OrbitConfig
 from lrf_nerfstudio.plugin.dream_trainer import DreamSplatTrainer
+from lrf_nerfstudio.plugin.fitting import forget_writers
 from lrf_nerfstudio.plugin.method import latent_dreamsplat, latent_splatfacto
 from lrf_nerfstudio.plugin.pipeline import LatentPipeline
 from lrf_nerfstudio.plugin.trainer import LatentTrainer
@@ -27,6 +28,7 @@ def make_config(scene: Path, vae: Path, output: Path, device: str = "cpu", **opt
 
 
 def _set(config: TrainerConfig, output: Path, device: str, options: dict[str, Any]) -> None:
+    forget_writers()  # of other tests' trainers: nerfstudio keeps them, and what they were to write
     config.output_dir, config.timestamp, config.vis = output, "run", "tensorboard"
     config.machine.device_type = device
     for name, value in options.items():
