@@ -108,8 +108,15 @@ def test_distillation_rebuilds_a_field_as_well_as_a_direct_fit(diffusion, tmp_pa
         config = GuidanceConfig(guidance_scale=1.0, weighting="noise-to-signal", t_max=(0.5, 0.1), gradient_clip=0.0)
         return ScoreGuidance(config, oracle, SamePrompt())
 
-    direct = held_out_psnr(make_blob_trainer(diffusion, tmp_path / "direct", Direct))
-    reached = held_out_psnr(make_blob_trainer(diffusion, tmp_path / "distilled", distilled))
+    def mean_psnr(name: str, guidance: Callable[[Oracle], Any]) -> float:
+        """Over two fits: single ones differ by half a decibel."""
+        values = []
+        for seed in (0, 2):
+            torch.manual_seed(seed)
+            values.append(held_out_psnr(make_blob_trainer(diffusion, tmp_path / f"{name}-{seed}", guidance)))
+        return sum(values) / len(values)
+
+    direct, reached = mean_psnr("direct", Direct), mean_psnr("distilled", distilled)
     assert direct > 22.0
     assert reached > direct - 1.0, (reached, direct)
 
