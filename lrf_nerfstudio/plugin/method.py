@@ -43,7 +43,7 @@ latent_splatfacto = MethodSpecification(
             "camera_opt": {"optimizer": FusedAdamConfig(lr=1e-4), "scheduler": RunScheduleConfig(lr_final=5e-7)},
             "scene_decoder": {
                 "optimizer": FusedAdamConfig(lr=4e-3, eps=1e-8),
-                "scheduler": RunScheduleConfig(on_photographs=1.0),
+                "scheduler": RunScheduleConfig(on_photographs=1.0, rise_on_photographs=0.05),
             },
         },
         # The viewer listens on this machine alone; --viewer.websocket-host 0.0.0.0 opens it to the network.

@@ -8,7 +8,7 @@ from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from torch.optim.lr_scheduler import LRScheduler
 from tyro.conf import Suppress
 
-from lrf_nerfstudio.utils.options import NotNegative, Positive
+from lrf_nerfstudio.utils.options import Fraction, NotNegative, Positive
 
 
 @dataclass
@@ -37,6 +37,9 @@ class RunScheduleConfig(SchedulerConfig):
     """Learning rate that an exponential decay over the whole run would end at; none: on latents it stays the same."""
     on_photographs: Positive = 0.75
     """Factor to the learning rate at the beginning of the part on photographs."""
+    rise_on_photographs: Fraction = 0.0
+    """Fraction of this part in which the learning rate rises from 0: Adam's first steps change every weight by the
+    learning rate, which would spoil weights that are good already."""
     decay_on_photographs: Positive = 0.05
     """Further factor that it has decayed to at the end of this part, exponentially."""
     steps: Suppress[int] = 1
@@ -61,6 +64,7 @@ class RunSchedule(Scheduler):
             if step < config.latent_steps or config.latent_steps >= config.steps:
                 return float(ratio ** min(step / config.steps, 1.0))
             progress = min((step - config.latent_steps) / (config.steps - config.latent_steps), 1.0)
-            return float(config.on_photographs * config.decay_on_photographs**progress)
+            risen = min(progress / config.rise_on_photographs, 1.0) if config.rise_on_photographs > 0 else 1.0
+            return float(risen * config.on_photographs * config.decay_on_photographs**progress)
 
         return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

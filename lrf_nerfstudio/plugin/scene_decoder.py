@@ -25,11 +25,11 @@ class SceneDecoderConfig:
     """Channels between its convolutions."""
     blocks: Count = 2
     """Its residual blocks."""
-    start: str = "linear"
+    start: str = "auto"
     """What it is at first: `linear`, the linear map of the latents to RGB; `generic`, what many scenes taught it, where
     a generic decoder lies beside the VAE or in the package; `auto`, generic where there is one for these options and
     linear where not; or the file of a generic decoder."""
-    latent_weight: NotNegative = 0.0
+    latent_weight: NotNegative = 0.1
     """Weight of the loss of latents against those of the photographs while field and decoder are fitted. It keeps the
     field's latents what the VAE's decoder and diffusion models know, and is computed in the steps whose grid contains
     the VAE's, which with the default `cell` is every fourth; 0 leaves it out."""

@@ -15,10 +15,11 @@ from tiny_scenes import Lens, write_scene
 
 from lrf_nerfstudio.field import LatentField
 from lrf_nerfstudio.field.decoder import SceneDecoder
-from lrf_nerfstudio.field.generic_decoder import for_field, load_generic, save_generic
+from lrf_nerfstudio.field.generic_decoder import for_field, load_generic, save_generic, shipped_generic
 from lrf_nerfstudio.field.similarity import fitting_loss
 from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.export import exported_field
+from lrf_nerfstudio.plugin.optimizers import RunScheduleConfig
 from lrf_nerfstudio.plugin.photographs import Part, Photographs
 from lrf_nerfstudio.plugin.trainer import load_checkpoint
 from lrf_nerfstudio.splatting.strategies import DensificationConfig
@@ -193,7 +194,7 @@ def test_latents_outside_the_mask_do_not_matter(tmp_path, tiny_vae):
 
 
 def test_without_its_weight_there_are_no_latents(floor_scene, tiny_vae):
-    pipeline = make_pipeline(floor_scene, tiny_vae)
+    pipeline = make_pipeline(floor_scene, tiny_vae, scene_decoder__latent_weight=0.0)
     pipeline.prepare_training(100)
     assert not any(
         "target" in pipeline.datamanager.next_train(step)[1] for step in range(pipeline.model.latent_steps, 100)
@@ -323,6 +324,33 @@ def test_a_scene_starts_from_a_generic_decoder(floor_scene, tiny_vae, tmp_path, 
     pipeline = make_pipeline(floor_scene, tiny_vae, "test", scene_decoder__start=str(file), device=device)
     state = load_checkpoint(next(models.iterdir()))
     pipeline.load_pipeline(state["pipeline"], state["step"])  # a trained scene does not need the file
+
+
+def test_the_decoders_learning_rate_rises_so_that_a_good_start_is_not_spoiled():
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    options = {"steps": 1000, "latent_steps": 600, "on_photographs": 1.0, "decay_on_photographs": 0.05}
+    schedule = RunScheduleConfig(rise_on_photographs=0.05, **options).setup().get_scheduler(optimizer, 1.0)
+    rates = []
+    for _ in range(1000):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[600] == 0
+    assert rates[600:621] == sorted(rates[600:621])
+    assert rates[620:] == sorted(rates[620:], reverse=True)
+    assert rates[620] == pytest.approx(0.05**0.05)
+    assert rates[-1] == pytest.approx(0.05, rel=0.01)
+
+
+def test_the_decoder_that_comes_with_the_default_vae_knows_colors_of_a_new_scene(floor_scene, tmp_path, device):
+    options = {"scene_decoder__share": 1 / 200, "densification": KEPT, "device": device}
+    trainer = make_trainer(floor_scene, "lrf-f4c4", tmp_path, steps=200, **options)
+    model = trainer.pipeline.model
+    shipped = for_field(load_generic(shipped_generic(model.vae), model.vae), model.normalization.cpu())
+    trainer.train()  # one step on photographs, at the learning rate 0
+    for name, tensor in model.scene_decoder.state_dict().items():
+        torch.testing.assert_close(tensor.cpu(), shipped.state_dict()[name], msg=name)
+    assert psnr(trainer) > 20
 
 
 def test_without_a_generic_decoder_auto_is_linear(floor_scene, tiny_vae):
