@@ -161,10 +161,9 @@ def benchmark(options: Benchmark) -> tuple[list[dict[str, Any]], list[str]]:
             cannot be written.
     """
     protocol = load_protocol(options.protocol)
-    if options.steps is not None and options.steps != protocol.steps:
-        protocol = replace(
-            protocol, steps=options.steps, title=f"{protocol.title}; here fitted for {options.steps:,} steps"
-        )
+    if options.steps is not None:
+        title = f"{protocol.title}; here all fields are fitted for {options.steps:,} steps"
+        protocol = replace(protocol, steps=options.steps, rgb_steps=None, title=title)
     if not 0 <= options.shard_index < options.num_shards:
         raise UserError(f"--shard-index is from 0 to --num-shards - 1, which is {options.num_shards - 1}.")
     places, missing = find_scenes(protocol, options.data.expanduser(), options.scenes)
@@ -188,9 +187,8 @@ def benchmark(options: Benchmark) -> tuple[list[dict[str, Any]], list[str]]:
             failed.append(place.name)
             continue
         for method, seed in itertools.product(methods, options.seeds):
-            config = MeasuringConfig(
-                protocol.steps, seed, options.opacity_dropout, protocol.lpips, options.download_lpips
-            )
+            steps = protocol.rgb_steps if method.in_rgb and protocol.rgb_steps is not None else protocol.steps
+            config = MeasuringConfig(steps, seed, options.opacity_dropout, protocol.lpips, options.download_lpips)
             vae = by_source[method.source]
             if attempted(partial(_measured, place, scene, method, vae, options.output, config)) is None:
                 failed.append(place.name)
@@ -207,6 +205,7 @@ def _claim(options: Benchmark, protocol: Protocol) -> None:
     settings = {
         "protocol": protocol.name,
         "steps": protocol.steps,
+        "rgb_steps": protocol.rgb_steps,
         "opacity_dropout": options.opacity_dropout,
     }
     if not file.exists():

@@ -81,6 +81,7 @@ class Protocol:
         name: of the file.
         title: what it is.
         steps: that a field is fitted for.
+        rgb_steps: that a field in RGB is fitted for, where it is another number.
         lpips: the network of LPIPS.
         data_sets: what is measured on.
         means: over scenes; one for each data set where none is given.
@@ -99,6 +100,7 @@ class Protocol:
     means: tuple[Mean, ...] = ()
     crop: int = 1
     points: Literal["sfm", "triangulated"] = "sfm"
+    rgb_steps: int | None = None
     open: tuple[str, ...] = field(default=())
     reported: tuple[Reported, ...] = ()
 

@@ -26,7 +26,9 @@ from lrf_nerfstudio.plugin.pipeline import LatentPipeline
 from lrf_nerfstudio.plugin.points import triangulated_points, write_points
 from lrf_nerfstudio.plugin.trainer import LatentTrainerConfig
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.machine import machine
 from lrf_nerfstudio.vae import VAE
+from lrf_nerfstudio.vae.sources import REDUCED_RGB, RGB
 
 MIN_POINTS = 4
 """Fewer points are none: the first scales come from the three nearest neighbors."""
@@ -114,6 +116,11 @@ class Method:
     source: str
     scene_decoder: bool = False
 
+    @property
+    def in_rgb(self) -> bool:
+        """Whether fields are fitted to photographs, or to smaller ones, instead of latents."""
+        return self.source == RGB or REDUCED_RGB.fullmatch(self.source) is not None
+
 
 @dataclass(frozen=True)
 class MeasuringConfig:
@@ -139,8 +146,8 @@ class MeasuringConfig:
 def measuring_config(scene: SceneData, method: Method, output: Path, config: MeasuringConfig) -> LatentTrainerConfig:
     """Return the configuration of the fit: that of `ns-train latent-splatfacto` but for what the arguments say."""
     options = trainer_config(scene.folder, method.source, output, FittingConfig(config.steps, scene.images))
-    options.machine.seed = config.seed
     data, model = options.pipeline.datamanager, options.pipeline.model
+    options.machine.seed = data.train_cameras_sampling_seed = config.seed  # by default, both are one number
     data.dataparser = scene_parser(scene.folder, scene.images, points=scene.points == "sfm")
     data.train_images, data.eval_images, data.crop = scene.train, scene.held_out, scene.crop
     data.points = scene.points if isinstance(scene.points, Path) else None
@@ -166,7 +173,7 @@ def measure(
 
     Returns:
         row: `novel`, the metrics of ns-eval, means over the held-out views; `cost`, as `FieldFit.cost` and `gaussians`,
-            their number; and `vae`, what identifies it.
+            their number; `vae`, what identifies it; and `machine`, what it was measured on.
         pictures: `photograph` and `render`, [H, W, 3] uint8, of the held-out view in the middle.
 
     Raises:
@@ -188,6 +195,7 @@ def measure(
             "fingerprint": vae.fingerprint,
             "decoder_fingerprint": vae.decoder_fingerprint,
         },
+        "machine": machine(),
     }
     return row, _pictures(pipeline.eval())  # nerfstudio's evaluation ends in training mode
 

@@ -97,7 +97,7 @@ def test_photographs_that_do_not_suffice():
 def test_the_protocols_files():
     assert protocol_names() == ALL
     steps = {name: load_protocol(name).steps for name in ALL}
-    assert steps == {"lrf": 30000, "lrf-llff-3": 10000, "mip360": 30000, "quick": 3000, "splatent": 30000}
+    assert steps == {"lrf": 30000, "lrf-llff-3": 10000, "mip360": 30000, "quick": 4000, "splatent": 30000}
     for name in ALL:
         protocol = load_protocol(name)
         assert protocol.name == name and protocol.lpips in ("alex", "vgg") and protocol.data_sets
