@@ -21,7 +21,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -77,7 +77,7 @@ class Benchmark:
     seeds: tuple[int, ...] = (latent_splatfacto.config.machine.seed,)
     """Seeds; with several, each method is fitted with each, and the table has their means."""
     opacity_dropout: Annotated[float, Range(least=0, below=1)] = 0.0
-    """--pipeline.model.opacity-dropout of all fits."""
+    """--pipeline.model.opacity-dropout of all fits, which the names of the rows tell where it is not 0."""
     output: Path = Path("benchmark")
     """Folder for the rows, the tables and the fits, which a second run takes up."""
     download_lpips: bool = False
@@ -131,19 +131,21 @@ def _is_scene(folder: Path) -> bool:
     return (folder / "transforms.json").exists() or any(has_model(folder / model) for model in MODEL_FOLDERS)
 
 
-def methods_of(vaes: Mapping[str, VAE], rows: Sequence[Kind]) -> list[Method]:
+def methods_of(vaes: Mapping[str, VAE], rows: Sequence[Kind], opacity_dropout: float) -> list[Method]:
     """Return the rows of a scene: those of the VAEs by name, then those of RGB."""
     methods = []
+    dropout = f", dropout {opacity_dropout:g}" if opacity_dropout else ""
     for name, vae in vaes.items():
         if "scene-decoder" in rows:
-            methods.append(Method(f"{name}, the scene's decoder", vae.source, scene_decoder=True))
+            methods.append(Method(f"{name}, the scene's decoder{dropout}", vae.source, True, opacity_dropout))
         if "vae" in rows:
-            methods.append(Method(name, vae.source))
+            methods.append(Method(f"{name}{dropout}", vae.source, False, opacity_dropout))
     if "rgb-at-latents" in rows:
         for factor in sorted({vae.spatial_factor for vae in vaes.values() if vae.spatial_factor > 1}):
-            methods.append(Method(f"RGB at 1/{factor}, enlarged", f"{RGB}-f{factor}"))
+            name = f"RGB at 1/{factor}, enlarged{dropout}"
+            methods.append(Method(name, f"{RGB}-f{factor}", False, opacity_dropout))
     if "rgb" in rows:
-        methods.append(Method("RGB", RGB))
+        methods.append(Method(f"RGB{dropout}", RGB, False, opacity_dropout))
     return methods
 
 
@@ -172,7 +174,7 @@ def benchmark(options: Benchmark) -> tuple[list[dict[str, Any]], list[str]]:
     if not places:
         raise UserError(f"None of the scenes of the protocol {protocol.name} is in {options.data} (--data).")
     vaes = {name: VAEConfig(source).setup() for name, source in named(options.vae, "--vae").items()}
-    methods = methods_of(vaes, options.rows)
+    methods = methods_of(vaes, options.rows, options.opacity_dropout)
     if not methods:
         raise UserError("There is nothing to measure: give --rows or --vae.")
     _claim(options, protocol)
@@ -188,7 +190,7 @@ def benchmark(options: Benchmark) -> tuple[list[dict[str, Any]], list[str]]:
             continue
         for method, seed in itertools.product(methods, options.seeds):
             steps = protocol.rgb_steps if method.in_rgb and protocol.rgb_steps is not None else protocol.steps
-            config = MeasuringConfig(steps, seed, options.opacity_dropout, protocol.lpips, options.download_lpips)
+            config = MeasuringConfig(steps, seed, protocol.lpips, options.download_lpips)
             vae = by_source[method.source]
             if attempted(partial(_measured, place, scene, method, vae, options.output, config)) is None:
                 failed.append(place.name)
@@ -206,7 +208,6 @@ def _claim(options: Benchmark, protocol: Protocol) -> None:
         "protocol": protocol.name,
         "steps": protocol.steps,
         "rgb_steps": protocol.rgb_steps,
-        "opacity_dropout": options.opacity_dropout,
     }
     if not file.exists():
         write_atomically(file, (json.dumps(settings, indent=2) + "\n").encode(), "--output")
@@ -249,7 +250,12 @@ def _measured(
             Image.fromarray(picture).save(stream, format="PNG")
     row = {"data_set": place.data_set.name, "scene": place.name, "method": method.name, "seed": config.seed, **measured}
     row["photographs"] = {"train": list(scene.train), "held_out": list(scene.held_out)}
-    row["options"] = asdict(config)
+    row["options"] = {
+        "steps": config.steps,
+        "scene_decoder": method.scene_decoder,
+        "opacity_dropout": method.opacity_dropout,
+        "lpips": config.lpips,
+    }
     write_atomically(file, (json.dumps(row, indent=1) + "\n").encode(), "--output")
     return row
 

@@ -110,11 +110,13 @@ class Method:
         name: in tables.
         source: the VAE, as `--pipeline.vae.source`.
         scene_decoder: whether the last part of the run fits the scene's own decoder.
+        opacity_dropout: see the model's option.
     """
 
     name: str
     source: str
     scene_decoder: bool = False
+    opacity_dropout: float = 0.0
 
     @property
     def in_rgb(self) -> bool:
@@ -129,7 +131,6 @@ class MeasuringConfig:
     Attributes:
         steps: of a fit.
         seed: of everything random.
-        opacity_dropout: see the model's option.
         lpips: the network of LPIPS.
         download_lpips: whether its weights may be downloaded.
         latent_cache_dir: where latents are kept; None stands for the user's cache.
@@ -137,7 +138,6 @@ class MeasuringConfig:
 
     steps: int
     seed: int = latent_splatfacto.config.machine.seed
-    opacity_dropout: float = 0.0
     lpips: Literal["alex", "vgg"] = "alex"
     download_lpips: bool = False
     latent_cache_dir: Path | None = None
@@ -154,7 +154,7 @@ def measuring_config(scene: SceneData, method: Method, output: Path, config: Mea
     data.latent_cache_dir = config.latent_cache_dir
     if method.scene_decoder:
         model.scene_decoder = copy.deepcopy(latent_splatfacto.config.pipeline.model.scene_decoder)
-    model.opacity_dropout, model.lpips_network = config.opacity_dropout, config.lpips
+    model.opacity_dropout, model.lpips_network = method.opacity_dropout, config.lpips
     model.download_lpips = config.download_lpips
     return options
 
@@ -181,6 +181,7 @@ def measure(
         SystemExit: as UserError, where the message has been printed.
     """
     names = [vae.fingerprint[:12], *([vae.decoder_fingerprint[:12], "decoder"] if method.scene_decoder else [])]
+    names += [f"dropout{method.opacity_dropout:g}"] if method.opacity_dropout else []
     folder = output / "-".join([*names, f"seed{config.seed}"])
     fit = FieldFit(measuring_config(scene, method, folder.resolve(), config))
     fit.run([], lambda steps: None)
