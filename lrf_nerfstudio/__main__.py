@@ -23,6 +23,7 @@ COMMANDS = {
     "measure": "measure_latents",
     "compare": "compare_vaes",
     "benchmark": "benchmark",
+    "tables": "tables",
     "psnr-over-time": "psnr_over_time",
     "consistency": "consistency",
     "cameras": "estimate_cameras",

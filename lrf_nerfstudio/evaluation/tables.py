@@ -1,6 +1,7 @@
 """Tables of measured and of published numbers, as Markdown and as LaTeX, and figures of pictures in a grid."""
 
 from collections.abc import Mapping, Sequence
+from statistics import stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,18 @@ class Column(NamedTuple):
     decimals: int
     factor: float = 1.0
 
+    def is_in(self, row: Row) -> bool:
+        """Return whether a row has the number."""
+        return self.metric in row.get(self.part, {})
+
+    def cell(self, row: Row) -> str:
+        """Write the number of a row, with its standard deviation where the row has that; `-` where it has none."""
+        if not self.is_in(row):
+            return "-"
+        text = f"{row[self.part][self.metric] * self.factor:.{self.decimals}f}"
+        deviation = row.get("deviations", {}).get(self.metric)
+        return text if deviation is None else f"{text} ± {deviation * self.factor:.{self.decimals}f}"
+
 
 class Table(NamedTuple):
     """A table of text.
@@ -40,19 +53,12 @@ def make_table(rows: Sequence[Row], heads: Mapping[str, str], columns: Mapping[s
     """Write rows of numbers as text; columns that have no number in any row are left out.
 
     Args:
-        rows: with names, and with numbers in parts: `row[part][metric]`.
+        rows: with names, and with numbers in parts: `row[part][metric]`; `row["deviations"][metric]` where there is one.
         heads: title -> key of a name.
         columns: title -> column.
     """
-    used = {title: c for title, c in columns.items() if any(c.metric in row.get(c.part, {}) for row in rows)}
-    cells = [
-        [str(row[key]) for key in heads.values()]
-        + [
-            f"{row[c.part][c.metric] * c.factor:.{c.decimals}f}" if c.metric in row.get(c.part, {}) else "-"
-            for c in used.values()
-        ]
-        for row in rows
-    ]
+    used = {title: column for title, column in columns.items() if any(column.is_in(row) for row in rows)}
+    cells = [[str(row[key]) for key in heads.values()] + [c.cell(row) for c in used.values()] for row in rows]
     return Table([*heads, *used], cells, len(heads))
 
 
@@ -85,7 +91,10 @@ def mean_of(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def over_seeds(rows: Sequence[Row]) -> list[Row]:
-    """Join rows of one method, scene and data set, which differ in their seeds, to their mean; the order stays."""
+    """Join rows of one method, scene and data set, which differ in their seeds, to their mean; the order stays.
+
+    Those of several seeds get `deviations`: the standard deviation of `psnr` and `vae_psnr` from seed to seed.
+    """
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["data_set"], row["scene"], row["method"]), []).append(row)
@@ -95,10 +104,16 @@ def over_seeds(rows: Sequence[Row]) -> list[Row]:
             "scene": scene,
             "method": method,
             "seeds": len(group),
+            "deviations": _deviations([row["novel"] for row in group]),
             **{part: mean_of([row[part] for row in group]) for part in ("novel", "cost")},
         }
         for (data_set, scene, method), group in groups.items()
     ]
+
+
+def _deviations(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = [name for name in ("psnr", "vae_psnr") if all(name in value for value in values)]
+    return {name: stdev([value[name] for value in values]) for name in names} if len(values) > 1 else {}
 
 
 def over_scenes(rows: Sequence[Row], protocol: Protocol) -> list[Row]:
@@ -146,8 +161,13 @@ def protocol_table(rows: Sequence[Row], protocol: Protocol) -> Table:
     """
     of_scenes = over_seeds(rows)
     lines = [*of_scenes, *over_scenes(of_scenes, protocol), *reported_rows(protocol)[0]]
+    return make_table(lines, {"scene": "scene", "method": "method"}, protocol_columns(protocol))
+
+
+def protocol_columns(protocol: Protocol) -> dict[str, Column]:
+    """Return the columns of a protocol's table: title -> column."""
     network = protocol.lpips.upper() if protocol.lpips == "vgg" else "AlexNet"
-    columns = {
+    return {
         "PSNR": Column("novel", "psnr", 2),
         "SSIM": Column("novel", "ssim", 3),
         f"LPIPS ({network})": Column("novel", "lpips", 3),
@@ -164,14 +184,12 @@ def protocol_table(rows: Sequence[Row], protocol: Protocol) -> Table:
         "memory, GB": Column("cost", "gigabytes", 2),
         "Gaussians": Column("cost", "gaussians", 0),
     }
-    return make_table(lines, {"scene": "scene", "method": "method"}, columns)
 
 
 def protocol_markdown(rows: Sequence[Row], protocol: Protocol) -> str:
     """Write the table of a protocol with what must be known to read it, as Markdown."""
     _, sources = reported_rows(protocol)
-    seeds = len({row["seed"] for row in rows})
-    notes = [f"{protocol.title}. Held-out views, {'one seed' if seeds == 1 else f'means over {seeds} seeds'}."]
+    notes = [f"{protocol.title}. {seeds_of(rows)}"]
     if sources:
         notes.append("\nPublished numbers, not measured here (theirs):\n")
         notes += [f"- [{number}] {source}" for number, source in enumerate(sources, start=1)]
@@ -179,6 +197,17 @@ def protocol_markdown(rows: Sequence[Row], protocol: Protocol) -> str:
         notes.append("\nWhat the protocol leaves open, and what was chosen:\n")
         notes += [f"- {text}" for text in protocol.open]
     return as_markdown(protocol_table(rows, protocol)) + "\n" + "\n".join(notes) + "\n"
+
+
+def seeds_of(rows: Sequence[Row]) -> str:
+    """Say of how many fits the numbers of a table are."""
+    counts = sorted({row["seeds"] for row in over_seeds(rows)})
+    if counts == [1]:
+        return "Held-out views, one fit each."
+    return (
+        f"Held-out views, means over {' or '.join(map(str, counts))} fits of different seeds; ± is the standard deviation "
+        "from seed to seed."
+    )
 
 
 def protocol_latex(rows: Sequence[Row], protocol: Protocol) -> str:
