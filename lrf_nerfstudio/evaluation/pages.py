@@ -29,9 +29,7 @@ from lrf_nerfstudio.evaluation.tables import (
 from lrf_nerfstudio.utils.errors import UserError
 
 END = "<!-- end of results -->"
-_BLOCK = re.compile(
-    r"<!-- results: (?P<name>[\w.-]+), (?P<layout>\w+) -->\n(?P<content>.*?)" + re.escape(END), re.DOTALL
-)
+_BLOCK = re.compile(rf"<!-- results: (?P<name>[\w.-]+), (?P<layout>\w+) -->\n.*?{re.escape(END)}", re.DOTALL)
 _START = re.compile(r"<!-- results:")
 SCENE_DECODER = ", the scene's decoder"
 """How the names of rows end whose pictures the scene's own decoder makes."""
@@ -65,8 +63,8 @@ def read_results(file: Path) -> Results:
         return Results(content["protocol"], (steps, rgb_steps), tuple(content["rows"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"The results {file} cannot be read: {error}. Make them with `lrf tables --add OUTPUT`, where OUTPUT is the "
-            "--output of `lrf benchmark`."
+            f"The results {file} cannot be read: {error}. Make them with `lrf tables --add OUTPUT`, where OUTPUT is "
+            "the --output of `lrf benchmark`."
         ) from error
 
 

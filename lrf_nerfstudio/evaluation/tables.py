@@ -53,7 +53,8 @@ def make_table(rows: Sequence[Row], heads: Mapping[str, str], columns: Mapping[s
     """Write rows of numbers as text; columns that have no number in any row are left out.
 
     Args:
-        rows: with names, and with numbers in parts: `row[part][metric]`; `row["deviations"][metric]` where there is one.
+        rows: with names, with numbers in parts, `row[part][metric]`, and with their standard deviations,
+            `row["deviations"][metric]`, where there are any.
         heads: title -> key of a name.
         columns: title -> column.
     """
@@ -205,8 +206,8 @@ def seeds_of(rows: Sequence[Row]) -> str:
     if counts == [1]:
         return "Held-out views, one fit each."
     return (
-        f"Held-out views, means over {' or '.join(map(str, counts))} fits of different seeds; ± is the standard deviation "
-        "from seed to seed."
+        f"Held-out views, means over {' or '.join(map(str, counts))} fits of different seeds; ± is the standard "
+        "deviation from seed to seed."
     )
 
 
