@@ -124,7 +124,12 @@ def imported_modules(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("folder", "extras"), [("lrf_nerfstudio", [None, "text"]), ("scripts", [None]), ("tests", [None, "dev"])]
+    ("folder", "extras"),
+    [
+        ("lrf_nerfstudio", [None, "text", "nerfbaselines"]),
+        ("scripts", [None]),
+        ("tests", [None, "dev", "nerfbaselines"]),
+    ],
 )
 def test_what_is_imported_is_a_direct_dependency(folder: str, extras: list[str | None]) -> None:
     files = list((ROOT / folder).rglob("*.py"))

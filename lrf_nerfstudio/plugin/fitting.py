@@ -70,8 +70,7 @@ class FieldFit:
         checkpoints = sorted(models.glob("step-*.ckpt"))
         if checkpoints and (latest is None or _steps_of(checkpoints[-1]) <= latest):
             options.load_dir = models
-        for seed in (random.seed, np.random.seed, torch.manual_seed):  # as ns-train does
-            seed(options.machine.seed)
+        set_seed(options.machine.seed)
         if not _is_complete(options, checkpoints):  # else a config.yml is there, of the VAE that it was fitted with
             options.save_config()
         self.trainer: LatentTrainer = options.setup(local_rank=0, world_size=1)
@@ -194,6 +193,12 @@ def _is_complete(options: LatentTrainerConfig, checkpoints: Sequence[Path]) -> b
 def _steps_of(checkpoint: Path) -> int:
     """Steps that a field has been fitted for when its checkpoint `step-<number of the last one>.ckpt` was written."""
     return int(checkpoint.stem.removeprefix("step-")) + 1
+
+
+def set_seed(number: int) -> None:
+    """Seed all generators of random numbers, as ns-train does."""
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(number)
 
 
 def forget_writers() -> None:

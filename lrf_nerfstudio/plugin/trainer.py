@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils import writer
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer import Viewer
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from lrf_nerfstudio.plugin.optimizers import RunScheduleConfig
@@ -119,6 +121,23 @@ class LatentTrainer(Trainer):
         # nerfstudio trains for max_num_iterations more steps; a resumed run stops where the first would have.
         self.config.max_num_iterations = total - self._start_step
         super().train()
+
+    def take_step(self, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
+        """Take one training step, as nerfstudio's loop does, for a loop of somebody else's.
+
+        Returns:
+            The loss, its parts, and the metrics of the step.
+        """
+        with self.train_lock:
+            self.pipeline.train()
+            self._call_back(step, TrainingCallbackLocation.BEFORE_TRAIN_ITERATION)
+            result: tuple[Tensor, dict[str, Tensor], dict[str, Any]] = self.train_iteration(step)
+            self._call_back(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+        return result
+
+    def _call_back(self, step: int, location: TrainingCallbackLocation) -> None:
+        for callback in self.callbacks:
+            callback.run_callback_at_location(step, location)
 
     def train_iteration(self, step: int) -> Any:
         with ExitStack() as stack:

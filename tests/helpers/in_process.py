@@ -4,7 +4,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from nerfstudio.engine.callbacks import TrainingCallbackLocation
 from nerfstudio.engine.trainer import TrainerConfig
 
 from lrf_nerfstudio.guidance import OrbitConfig
@@ -84,14 +83,3 @@ def _trainer(config: TrainerConfig, steps: int, load_from: tuple[Path, int | Non
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
     return trainer
-
-
-def take_step(trainer: LatentTrainer, step: int) -> Any:
-    """Take a step as nerfstudio's loop does."""
-    trainer.pipeline.train()
-    for location in (TrainingCallbackLocation.BEFORE_TRAIN_ITERATION, TrainingCallbackLocation.AFTER_TRAIN_ITERATION):
-        if location is TrainingCallbackLocation.AFTER_TRAIN_ITERATION:
-            losses = trainer.train_iteration(step)
-        for callback in trainer.callbacks:
-            callback.run_callback_at_location(step, location)
-    return losses

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import DEVICE, FakeGPU, fake_cuda
-from in_process import make_config, make_pipeline, make_trainer, take_step
+from in_process import make_config, make_pipeline, make_trainer
 from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
 from nerfstudio.configs.base_config import MachineConfig
 from nerfstudio.engine.callbacks import TrainingCallbackAttributes
@@ -79,10 +79,10 @@ def other_scene(request, tmp_path_factory) -> Path:
 
 def check_steps(gpu: FakeGPU, scene: Path, vae: Path, output: Path, options: dict[str, Any]) -> None:
     trainer = place_trainer(gpu, make_trainer(scene, vae, output, steps=1000, **options))
-    take_step(trainer, 0)  # the first step may wait: it encodes a plain background, for example
+    trainer.take_step(0)  # the first step may wait: it encodes a plain background, for example
     with gpu.no_waiting():
         for step in range(1, 8):
-            loss, losses, metrics = take_step(trainer, step)
+            loss, losses, metrics = trainer.take_step(step)
     for value in (loss, *losses.values(), metrics["latent_psnr"]):
         assert value.device == DEVICE and value.ndim == 0
     for name, parameter in trainer.pipeline.model.gauss_params.items():
@@ -103,9 +103,9 @@ def test_mixed_precision_leaves_geometry_and_ssim_in_full_precision(floor_scene,
     trainer = make_trainer(floor_scene, tiny_vae, tmp_path, 1000, camera_optimizer=CameraOptimizerConfig(mode="SO3xR3"))
     trainer.mixed_precision = True
     place_trainer(gpu, trainer)
-    take_step(trainer, 0)
+    trainer.take_step(0)
     with gpu.no_waiting():
-        loss, _, _ = take_step(trainer, 1)  # gsplat takes float32 alone, and the fake one checks it
+        loss, _, _ = trainer.take_step(1)  # gsplat takes float32 alone, and the fake one checks it
     assert loss.dtype == torch.float32
 
 

@@ -13,7 +13,7 @@ from blob_field import psnr, render, true_field
 from commands import Finished
 from equality import assert_equal
 from fake_cuda import DEVICE, FakeGPU, fake_cuda
-from in_process import make_dream_config, make_dream_trainer, take_step
+from in_process import make_dream_config, make_dream_trainer
 from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from nerfstudio.utils.eval_utils import eval_setup
 from oracle import Oracle, SamePrompt
@@ -82,7 +82,7 @@ def make_blob_trainer(diffusion: Path, output: Path, guide: Callable[[Oracle], A
 def held_out_psnr(trainer: DreamSplatTrainer) -> float:
     """Train, and compare latents of the fixed orbit with those of the blobs."""
     for step in range(trainer.config.max_num_iterations):
-        take_step(trainer, step)
+        trainer.take_step(step)
     pipeline = trainer.pipeline
     pipeline.eval()
     camera = pipeline.datamanager.orbit.camera
@@ -367,10 +367,10 @@ def place_trainer(gpu: FakeGPU, trainer: DreamSplatTrainer) -> DreamSplatTrainer
 def test_a_training_step_never_waits(diffusion, tmp_path, fake_gsplat, options):
     with fake_cuda() as gpu:
         trainer = place_trainer(gpu, make_dream_trainer(diffusion, tmp_path, steps=1000, **options))
-        take_step(trainer, 0)
+        trainer.take_step(0)
         with gpu.no_waiting():
             for step in range(1, 3):
-                loss, losses, metrics = take_step(trainer, step)
+                loss, losses, metrics = trainer.take_step(step)
         for value in (loss, *losses.values(), metrics["gradient_norm"]):
             assert value.device == DEVICE and value.ndim == 0
 

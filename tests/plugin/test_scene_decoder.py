@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_cuda import DEVICE, fake_cuda
 from in_process import make_pipeline, make_trainer
-from test_cuda import place_trainer, take_step
+from test_cuda import place_trainer
 from test_trainer import run_folder
 from tiny_scenes import Lens, write_scene
 
@@ -426,11 +426,11 @@ def test_a_step_on_photographs_never_waits(floor_scene, tiny_vae, tmp_path, fake
     trainer.mixed_precision = mixed_precision
     with fake_cuda() as gpu:
         place_trainer(gpu, trainer)
-        take_step(trainer, 9)
-        take_step(trainer, 10)
+        trainer.take_step(9)
+        trainer.take_step(10)
         with gpu.no_waiting():
             for step in range(11, 14):
-                loss, losses, metrics = take_step(trainer, step)
+                loss, losses, metrics = trainer.take_step(step)
         assert loss.device == losses["latent_loss"].device == metrics["psnr"].device == DEVICE
         model = trainer.pipeline.eval().model
         camera = grid_camera(trainer.pipeline.datamanager.eval_dataset.cameras[0:1], 8, DEVICE)
