@@ -145,7 +145,8 @@ class LatentSplatfacto(Method):
         self._steps = step + 1
         if self._steps % REPORT_EVERY and self._steps < self._config.max_num_iterations:
             return {}
-        return {name: float(value) for name, value in ({"loss": loss} | losses | metrics).items()}
+        values = {"loss": loss} | losses | metrics
+        return {name: float(torch.as_tensor(value).detach()) for name, value in values.items()}
 
     @torch.no_grad()
     def render(self, camera: BaselinesCameras, *, options: Mapping[str, Any] | None = None) -> RenderOutput:

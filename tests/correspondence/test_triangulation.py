@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from plyfile import PlyData
-from tiny_scenes import Lens, floor_points, look_at_origin, write_scene
+from tiny_scenes import Lens, look_at_origin, textured_photograph, write_scene
 
 from lrf_nerfstudio.correspondence.triangulation import (
     Observation,
@@ -14,16 +14,6 @@ from lrf_nerfstudio.correspondence.triangulation import (
 )
 
 LENS = Lens(240, 180, 220.0)
-
-
-def textured_photograph(pose: np.ndarray, lens: Lens) -> np.ndarray:
-    """What a camera sees of a floor of random stains, [H, W] uint8: features everywhere, each unlike the others."""
-    import cv2
-
-    stains = cv2.GaussianBlur(np.random.default_rng(0).uniform(0, 1, (600, 600)).astype(np.float32), (0, 0), 3)
-    stains = (stains - stains.min()) / (stains.max() - stains.min())
-    where = (floor_points(pose, lens) * 60 + 300).astype(np.float32)
-    return (255 * cv2.remap(stains, where[..., 0], where[..., 1], cv2.INTER_LINEAR)).astype(np.uint8)
 
 
 def view(position: tuple[float, float, float]) -> PinholeView:

@@ -102,6 +102,14 @@ def photograph(pose: Array, lens: Lens) -> Array:
     return floor_color(floor_points(pose, lens))
 
 
+def textured_photograph(pose: Array, lens: Lens) -> Array:
+    """What a camera sees of a floor of random stains, [H, W] uint8: features everywhere, each unlike the others."""
+    stains = cv2.GaussianBlur(np.random.default_rng(0).uniform(0, 1, (600, 600)).astype(np.float32), (0, 0), 3)
+    stains = (stains - stains.min()) / (stains.max() - stains.min())
+    where = (floor_points(pose, lens) * 60 + 300).astype(np.float32)
+    return (255 * cv2.remap(stains, where[..., 0], where[..., 1], cv2.INTER_LINEAR)).astype(np.uint8)
+
+
 def to_uint8(picture: Array) -> Array:
     return np.round(255 * np.clip(picture, 0, 1)).astype(np.uint8)
 
