@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+from nerfstudio.utils.io import load_from_json
 
 from lrf_nerfstudio.correspondence.triangulation import TriangulationConfig
 from lrf_nerfstudio.evaluation.splits import SplitRule, split
@@ -59,8 +60,15 @@ def divided(folder: Path, images: int, rule: SplitRule) -> SceneData:
     """Divide the photographs of a scene by a rule.
 
     Raises:
-        UserError: if the scene cannot be read, has no folder `images_N`, or too few photographs.
+        UserError: if the scene cannot be read, has no folder `images_N`, too few photographs, or a division of its own.
     """
+    file = folder / "transforms.json"
+    lists = [f"{part}_filenames" for part in ("train", "val", "test")]
+    if file.exists() and any(name in load_from_json(file) for name in lists):  # nerfstudio would obey them
+        raise UserError(
+            f"{file} says itself which photographs are held out. A protocol divides them by a rule: measure a copy of "
+            f"the scene whose transforms.json lacks {', '.join(lists)}."
+        )
     resized = folder / f"images_{images}"
     if images > 1 and not resized.is_dir():
         raise UserError(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from commands import ForkedCommands, wait_until
 from PIL import Image
-from tiny_scenes import Lens, poses_around, textured_photograph, write_colmap_scene, write_scene
+from tiny_scenes import Lens, edit_transforms, poses_around, textured_photograph, write_colmap_scene, write_scene
 
 from lrf_nerfstudio.commands import benchmark
 from lrf_nerfstudio.evaluation.protocol import load_protocol
@@ -178,6 +178,10 @@ def test_what_is_missing_is_named_with_where_to_get_it(data, tiny_vae, tmp_path,
     with pytest.raises(SystemExit):
         run("--data", tmp_path / "data", "--vae", tiny_vae, "--output", tmp_path / "out")
     assert "images_2 is missing" in capsys.readouterr().err
+    edit_transforms(tmp_path / "data" / "a", train_filenames=["images/001.png"])
+    with pytest.raises(SystemExit):
+        run("--data", tmp_path / "data", "--vae", tiny_vae, "--output", tmp_path / "out")
+    assert "says itself which photographs are held out" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
