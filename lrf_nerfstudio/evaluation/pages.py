@@ -1,6 +1,7 @@
 """Results that are kept as rows in a file, and the pages of Markdown whose tables are made from them.
 
-Two comments on a page say where a table stands, and which. What is between them is made from `docs/results/NAME.json`:
+Two comments on a page, each at the start of a line, say where a table stands, and which. What is between them is made
+from `docs/results/NAME.json`:
 
     <!-- results: quick, summary -->
     <!-- end of results -->
@@ -29,8 +30,10 @@ from lrf_nerfstudio.evaluation.tables import (
 from lrf_nerfstudio.utils.errors import UserError
 
 END = "<!-- end of results -->"
-_BLOCK = re.compile(rf"<!-- results: (?P<name>[\w.-]+), (?P<layout>\w+) -->\n.*?{re.escape(END)}", re.DOTALL)
-_START = re.compile(r"<!-- results:")
+_BLOCK = re.compile(
+    rf"^<!-- results: (?P<name>[\w.-]+), (?P<layout>\w+) -->\n.*?^{re.escape(END)}", re.DOTALL | re.MULTILINE
+)
+_START = re.compile(r"(?m)^<!-- results:")
 SCENE_DECODER = ", the scene's decoder"
 """How the names of rows end whose pictures the scene's own decoder makes."""
 

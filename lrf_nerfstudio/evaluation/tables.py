@@ -131,7 +131,7 @@ def over_scenes(rows: Sequence[Row], protocol: Protocol) -> list[Row]:
             of_method = [row for row in of_mean if row["method"] == method]
             if len(of_method) == len(scenes):
                 parts = {part: mean_of([row[part] for row in of_method]) for part in ("novel", "cost")}
-                name = f"mean of {len(scenes)} of {mean.name}"
+                name = f"{mean.name}: mean of {len(scenes)}"
                 means.append({"data_set": mean.name, "scene": name, "method": method, **parts})
     return means
 

@@ -68,7 +68,7 @@ def test_a_table_of_all_methods_also_after_a_kill(data, tiny_vae, tmp_path, monk
     by_method = {row["method"]: row["novel"] for row in rows[:4]}
     assert by_method["RGB"]["ceiling_psnr"] > 100 > by_method["RGB at 1/8, enlarged"]["ceiling_psnr"]
     table = (tmp_path / "whole" / "table.md").read_text()
-    assert "| mean of 2 of scenes | RGB |" in table and table in capsys.readouterr().out
+    assert "| scenes: mean of 2 | RGB |" in table and table in capsys.readouterr().out
     assert len([line for line in table.splitlines() if line.startswith("|")]) == 2 + 12
     assert r"\begin{tabular}{ll" in (tmp_path / "whole" / "table.tex").read_text()
     with Image.open(tmp_path / "whole" / "figure.png") as figure:

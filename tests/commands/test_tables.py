@@ -98,7 +98,7 @@ def test_a_page_gets_the_tables_that_it_asks_for(checkout: Path) -> None:
         summary[2] == "| a | 30.50 ± 0.71, 0.500 | 28.25 ± 0.35, 0.400 | 32.00, 0.600 | 25.00, 0.500 | 33.00, 0.500 |"
     )
     assert summary[3] == "| b | 26.00, 0.500 | 24.00, 0.400 | 28.00, 0.600 | - | 29.00, 0.500 |"
-    assert summary[4] == "| mean of 2 of scenes | 28.25, 0.500 | 26.12, 0.400 | 30.00, 0.600 | - | 31.00, 0.500 |"
+    assert summary[4] == "| scenes: mean of 2 | 28.25, 0.500 | 26.12, 0.400 | 30.00, 0.600 | - | 31.00, 0.500 |"
     assert "4,000 steps" in summary[6] and "means over 1 or 2 fits" in summary[6] and "Z80 (1 thread)" in summary[6]
     names = [line.split("|")[1:3] for line in rows[2:7]]
     assert [(scene.strip(), method.strip()) for scene, method in names] == [
