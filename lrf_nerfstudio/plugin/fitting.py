@@ -40,7 +40,7 @@ class FittingConfig:
 
 
 COST = "cost.json"
-"""What the fit took up to its last checkpoint, in the folder of the run."""
+"""What the fit took up to its last checkpoints, by their steps, in the folder of the run."""
 
 
 class FieldFit:
@@ -123,6 +123,8 @@ class FieldFit:
                 save = self.trainer.save_checkpoint
 
                 def save_with_cost(step: int) -> None:
+                    # Before and after: a kill in between leaves the cost of the checkpoint that there is then.
+                    self._write_cost(self.seconds + time.perf_counter() - start)
                     save(step)
                     self._write_cost(self.seconds + time.perf_counter() - start)
 
@@ -136,20 +138,26 @@ class FieldFit:
 
         Empty for a fit that was taken up from a checkpoint whose cost was not kept.
         """
-        return {name: value for name, value in self._read_cost().items() if name != "steps"}
+        return self._read_cost()
 
     def _read_cost(self) -> dict[str, float]:
         """The cost of the steps so far, from the file beside the checkpoints; empty where it is not known."""
-        if self.steps == 0 or not self._cost_file.exists():
+        return self._kept_costs().get(str(self.steps), {}) if self.steps else {}
+
+    def _kept_costs(self) -> dict[str, dict[str, float]]:
+        if not self._cost_file.exists():
             return {}
-        cost = json.loads(self._cost_file.read_text())
-        return cost if cost["steps"] == self.steps else {}
+        costs: dict[str, dict[str, float]] = json.loads(self._cost_file.read_text())
+        return costs
 
     def _write_cost(self, seconds: float) -> None:
+        """Note what the fit has taken by now, beside the cost of the checkpoint before."""
         if self._before or self.trainer._start_step == 0:
             memory = max(peak_memory() or 0, 1e9 * self._before.get("gigabytes", 0.0))
-            cost = {"steps": self.steps, "seconds": seconds} | ({"gigabytes": memory / 1e9} if memory else {})
-            write_atomically(self._cost_file, json.dumps(cost).encode(), "--output")
+            cost = {"seconds": seconds} | ({"gigabytes": memory / 1e9} if memory else {})
+            costs = self._kept_costs() | {str(self.steps): cost}
+            kept = {steps: costs[steps] for steps in sorted(costs, key=int)[-2:]}
+            write_atomically(self._cost_file, json.dumps(kept).encode(), "--output")
 
 
 def trainer_config(scene: Path, vae: str, output: Path, config: FittingConfig) -> LatentTrainerConfig:
