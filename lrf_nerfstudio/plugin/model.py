@@ -28,7 +28,7 @@ from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.outputs import Outputs
 from lrf_nerfstudio.plugin.scene_decoder import SceneDecoderConfig
 from lrf_nerfstudio.plugin.splatfacto import ReducedSplatfactoModelConfig
-from lrf_nerfstudio.plugin.viewer import preview_cell, viewer_is_moving
+from lrf_nerfstudio.plugin.viewer import PictureFigures, preview_cell, viewer_is_moving
 from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
 from lrf_nerfstudio.splatting.strategies import DensificationConfig, Strategy, make_strategy
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
@@ -134,6 +134,7 @@ class LatentSplatfactoModel(SplatfactoModel):
         self.viewer_preview = ViewerDropdown(
             "While moving, show", self.config.viewer_preview, ["auto", "latent_rgb", "decoded"]
         )
+        self.viewer_figures = PictureFigures()
         self.strategy: Strategy | None = None  # until `prepare_training`
         self.strategy_state: dict[str, Tensor] = {}
 
@@ -432,7 +433,15 @@ class LatentSplatfactoModel(SplatfactoModel):
             times=times,
         )
         if decoder is not None:
-            outputs.later("vae_rgb", lambda: self.vae.decode(latent[None], camera.height, camera.width)[0])
+
+            def vae_rgb() -> Tensor:
+                times.mark("vae_begun")
+                picture = self.vae.decode(latent[None], camera.height, camera.width)[0]
+                times.mark("vae_decoded")
+                self.viewer_figures.show(self.num_points, "the VAE's", times, "vae_begun", "vae_decoded")
+                return picture
+
+            outputs.later("vae_rgb", vae_rgb)
         return outputs
 
     @exit_on_user_error()
@@ -453,6 +462,9 @@ class LatentSplatfactoModel(SplatfactoModel):
             cell = preview_cell(int(camera.height), int(camera.width), self.vae.spatial_factor)
         outputs = self.render(grid_camera(camera, cell, self.device), decode=not preview)
         self.vae.check_overflow()
+        decoder = "the scene's own" if "vae_rgb" in outputs else "the VAE's"
+        shown_by = "none, a linear map" if preview else decoder
+        self.viewer_figures.show(self.num_points, shown_by, outputs["times"], "rasterized", "decoded")
         del outputs["latent"], outputs["times"]  # no pictures
         return outputs
 

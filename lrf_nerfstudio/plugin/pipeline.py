@@ -17,6 +17,7 @@ from lrf_nerfstudio.field.seeding import mean_latents_at_projections
 from lrf_nerfstudio.plugin.datamanager import LatentDatamanager, LatentDatamanagerConfig
 from lrf_nerfstudio.plugin.ffmpeg import provide_ffmpeg
 from lrf_nerfstudio.plugin.model import LatentSplatfactoModel, LatentSplatfactoModelConfig
+from lrf_nerfstudio.plugin.viewer import StartCamera
 from lrf_nerfstudio.splatting import prepare_backend
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
 from lrf_nerfstudio.utils.progress import track
@@ -91,6 +92,7 @@ class LatentPipeline(VanillaPipeline):
             **initial_state,
         )
         self.model.to(device)
+        self.viewer_start = StartCamera(dataset.cameras, lambda: self.model.means)
 
     @property
     def model(self) -> LatentSplatfactoModel:

@@ -35,6 +35,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from tiny_scenes import look_at_origin
 
 from lrf_nerfstudio.plugin.model import LatentSplatfactoModel
+from lrf_nerfstudio.plugin.pipeline import LatentPipeline
 
 pytestmark = pytest.mark.browser
 
@@ -49,10 +50,15 @@ BACKGROUND = torch.tensor([38, 42, 55]) / 255
 
 
 @pytest.fixture(scope="module")
-def model(trained) -> LatentSplatfactoModel:
-    """The trained field, with the viewer's background."""
+def pipeline(trained) -> LatentPipeline:
+    """The trained field and its cameras, with the viewer's background."""
     _, pipeline, _, _ = eval_setup(trained.config)
     pipeline.model.set_background(BACKGROUND)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def model(pipeline) -> LatentSplatfactoModel:
     return pipeline.model
 
 
@@ -203,6 +209,28 @@ def seen_from(position: tuple[float, float, float], aspect: float) -> CameraStat
     return CameraState(fov=np.deg2rad(75), aspect=aspect, c2w=pose, camera_type=CameraType.PERSPECTIVE)
 
 
+def first_view(pipeline: LatentPipeline, aspect: float) -> CameraState:
+    """The first training view as a page shows it that is wider than the photograph: all of its height."""
+    camera = pipeline.datamanager.train_dataset.cameras[0]
+    assert aspect > camera.width / camera.height
+    fov = 2 * torch.arctan(camera.height / 2 / camera.fy)
+    return CameraState(float(fov), aspect, camera.camera_to_worlds.double(), CameraType.PERSPECTIVE)
+
+
+def from_above(pipeline: LatentPipeline, aspect: float) -> CameraState:
+    """The first training view, turned around what is in its middle until it looks straight down."""
+    camera = first_view(pipeline, aspect)
+    right, _, back = camera.c2w[:, :3].unbind(dim=1)
+    position = camera.c2w[:, 3]
+    distances = (position - pipeline.model.means.detach().cpu().double()) @ back
+    distance = distances[distances > 0].quantile(0.5)
+    above = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    above = torch.nn.functional.normalize(above - (above @ right) * right, dim=0)
+    target = position - distance * back
+    columns = [right, torch.linalg.cross(above, right), above, target + distance * above]
+    return CameraState(camera.fov, aspect, torch.stack(columns, dim=1), CameraType.PERSPECTIVE)
+
+
 def middle_rms(a: np.ndarray, b: np.ndarray) -> float:
     """Root mean square difference inside a margin, where the page draws axes and shadows over the scene.
 
@@ -216,7 +244,12 @@ def middle_rms(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.square(coarse_a - coarse_b).mean()))
 
 
-def follows(page: ViewerPage, compare: Callable[[np.ndarray, dict[str, np.ndarray]], bool], model, position):
+def follows(
+    page: ViewerPage,
+    compare: Callable[[np.ndarray, dict[str, np.ndarray]], bool],
+    pipeline: LatentPipeline,
+    seen: Callable[[LatentPipeline, float], CameraState],
+):
     """A condition: the page's picture compares with the model's outputs for its camera, in the picture's size.
 
     The size may change by a few pixels while the page lays out its panel.
@@ -227,8 +260,8 @@ def follows(page: ViewerPage, compare: Callable[[np.ndarray, dict[str, np.ndarra
         picture = page.picture()
         height, width = picture.shape[:2]
         if not outputs or outputs["rgb"].shape != picture.shape:
-            camera = get_camera(seen_from(position, width / height), int(MAX_RES * height / width), MAX_RES)
-            for name, output in model.get_outputs_for_camera(camera).items():
+            camera = get_camera(seen(pipeline, width / height), int(MAX_RES * height / width), MAX_RES)
+            for name, output in pipeline.model.get_outputs_for_camera(camera).items():
                 colors = apply_colormap(output, ColormapOptions(normalize=True)).numpy()
                 outputs[name] = cv2.resize(colors, (width, height))
         return compare(picture, outputs)
@@ -236,7 +269,7 @@ def follows(page: ViewerPage, compare: Callable[[np.ndarray, dict[str, np.ndarra
     return condition
 
 
-def test_the_browser_shows_the_decoded_scene_and_follows_the_mouse(page, model):
+def test_the_browser_shows_a_view_of_the_data_set_and_follows_the_mouse(page, pipeline):
     page.hide_cameras()
 
     def is_decoded(picture: np.ndarray, outputs: dict[str, np.ndarray]) -> bool:
@@ -244,10 +277,9 @@ def test_the_browser_shows_the_decoded_scene_and_follows_the_mouse(page, model):
         # By the scene's own decoder, not by the VAE's.
         return middle_rms(picture, outputs["rgb"]) < min(0.01, middle_rms(picture, outputs["vae_rgb"]) / 2)
 
-    page.wait_until(follows(page, is_decoded, model, (0.3, 0.3, 0.3)), "the decoded scene")
+    page.wait_until(follows(page, is_decoded, pipeline, first_view), "the decoded scene")
     page.drag(*[(0, 20)] * 10)  # which turns the scene until it is seen from straight above
-    from_above = (1e-6, 1e-6, 0.3 * 3**0.5)
-    page.wait_until(follows(page, is_decoded, model, from_above), "the decoded scene from above")
+    page.wait_until(follows(page, is_decoded, pipeline, from_above), "the decoded scene from above")
 
 
 def test_the_control_panel_offers_the_outputs_and_the_preview(page):
@@ -258,7 +290,32 @@ def test_the_control_panel_offers_the_outputs_and_the_preview(page):
     assert page.options("While moving, show") == ("auto", ["auto", "latent_rgb", "decoded"])
 
 
-def test_every_output_can_be_looked_at(page, model):
+def figures(text: str) -> dict[str, str]:
+    """What the panel says of the last picture."""
+    lines = [line.partition(": ") for line in text.splitlines()]
+    return {name: value for name, _, value in lines if name in ("Gaussians", "Decoder", "Raster", "Decode")}
+
+
+def test_the_panel_tells_what_the_last_picture_was_made_of(page, pipeline, tmp_path):
+    def tells(decoder: str) -> Callable[[], bool]:
+        return lambda: figures(page.text()).get("Decoder") == decoder
+
+    page.wait_until(tells("the scene's own"), "the figures")
+    shown = figures(page.text())
+    assert int(shown["Gaussians"].replace(",", "")) == pipeline.model.num_points
+    assert all(0 < float(shown[name].removesuffix(" ms")) < 1000 * TIMEOUT for name in ("Raster", "Decode"))
+    page.choose("Output type", "vae_rgb")
+    page.wait_until(tells("the VAE's"), "the VAE's figures")
+    page.choose("Output type", "rgb")
+    page.wait_until(tells("the scene's own"), "the figures of the scene's decoder")
+    page.wait_until(page.shows_full_resolution, "the full picture")
+    assert page.browser.save_screenshot(str(tmp_path / "viewer.png"))
+    with Image.open(tmp_path / "viewer.png") as screenshot:
+        window = np.asarray(screenshot.convert("L"), dtype=float)
+    assert window.shape[1] >= 900 and window[:, :-300].std() > 20 and window[:, -300:].std() > 10
+
+
+def test_every_output_can_be_looked_at(page, pipeline):
     page.hide_cameras()
     for name in ("latent_rgb", "depth", "accumulation", "rgb"):
         page.choose("Output type", name)
@@ -266,7 +323,7 @@ def test_every_output_can_be_looked_at(page, model):
         def is_shown(picture: np.ndarray, outputs: dict[str, np.ndarray]) -> bool:
             return middle_rms(picture, outputs[name]) < 0.03  # noqa: B023
 
-        page.wait_until(follows(page, is_shown, model, (0.3, 0.3, 0.3)), f"the picture of {name}")
+        page.wait_until(follows(page, is_shown, pipeline, first_view), f"the picture of {name}")
 
 
 def test_the_viewer_while_training(floor_scene, browser, tmp_path):
