@@ -100,8 +100,11 @@ def parse(parser: DataParser, data: Path, split: str) -> DataparserOutputs:
             f"All cameras of the data set {data} are in one place: it has a single image, or poses without "
             "translation. A radiance field needs views from several places."
         ) from error
-    except (AssertionError, OSError, EOFError, ValueError, KeyError, RuntimeError) as error:
-        # What nerfstudio's parsers raise for bad data; EOFError where they would have asked on a terminal.
+    except UserError:
+        raise
+    except Exception as error:
+        # nerfstudio's parsers check little: damaged files make them raise whatever comes first, struct.error, TypeError
+        # or MemoryError, for example, and EOFError where they would have asked on a terminal.
         reason = f"missing key {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise UserError(
             f"The data set {data} cannot be read by nerfstudio's {type(parser.config).__name__}: {reason.strip()}. "

@@ -268,5 +268,5 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"The checkpoint {path} is refused: it holds more than tensors and plain values, and loading it could run "
             "code. Only checkpoints that this method wrote can be loaded."
         ) from error
-    except (OSError, RuntimeError, EOFError, KeyError) as error:
+    except Exception as error:  # damage surfaces as whatever the first bad byte leads to
         raise UserError(f"The checkpoint {path} is damaged: {error}. Load an earlier one with --load-step.") from error

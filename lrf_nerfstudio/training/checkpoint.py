@@ -1,6 +1,5 @@
 """The checkpoint of a training run: which run it belongs to, and its state."""
 
-import pickle
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ def read_checkpoint(output: Path, description: dict[str, Any]) -> dict[str, Any]
     try:
         state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
         saved = state["description"]
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # damage surfaces as whatever the first bad byte leads to
         raise UserError(f"{checkpoint} cannot be read: {error}. Start again in another folder.") from error
     if differing := [name for name in {**saved, **description} if saved.get(name) != description.get(name)]:
         name = differing[0]
