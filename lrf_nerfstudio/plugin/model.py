@@ -28,7 +28,7 @@ from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.outputs import Outputs
 from lrf_nerfstudio.plugin.scene_decoder import SceneDecoderConfig
 from lrf_nerfstudio.plugin.splatfacto import ReducedSplatfactoModelConfig
-from lrf_nerfstudio.plugin.viewer import PictureFigures, preview_cell, viewer_is_moving
+from lrf_nerfstudio.plugin.viewer import PictureFigures, preview_cell, uninterrupted, viewer_is_moving
 from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
 from lrf_nerfstudio.splatting.strategies import DensificationConfig, Strategy, make_strategy
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
@@ -385,7 +385,8 @@ class LatentSplatfactoModel(SplatfactoModel):
             gaussians = Gaussians(
                 self.means, self.quats, torch.exp(self.scales), opacities, self.features_dc, self.features_rest
             )
-            features, depth, alpha, self.info = rasterize(gaussians, camera.viewmats, camera.Ks, settings)
+            with uninterrupted():
+                features, depth, alpha, self.info = rasterize(gaussians, camera.viewmats, camera.Ks, settings)
             asked_for = renderers.BACKGROUND_COLOR_OVERRIDE  # by ns-render and the viewer, inside a crop box
             override = None if asked_for is None else plain_color(asked_for)
             background = self.background(override, views=len(camera.viewmats))

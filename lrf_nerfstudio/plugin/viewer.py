@@ -3,9 +3,11 @@ and when it renews its picture of a field in training.
 """
 
 import math
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import viser.transforms as vtf
@@ -29,6 +31,24 @@ def viewer_is_moving() -> bool:
     """Tell whether the current thread renders a preview for a viewer whose camera moves or has just stopped."""
     thread = threading.current_thread()
     return isinstance(thread, RenderStateMachine) and thread.state != "high"
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Keep nerfstudio's viewer from stopping its render thread inside of the block.
+
+    When the camera moves, the viewer raises an exception at whatever line of Python the thread is. In one that a
+    compiled kernel has called, it becomes a SystemError, of which the thread dies: the page keeps its picture for ever.
+    """
+    trace = sys.gettrace() if isinstance(threading.current_thread(), RenderStateMachine) else None
+    if trace is None:
+        yield
+        return
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(trace)
 
 
 class StartCamera(ViewerControl):

@@ -63,6 +63,9 @@ class Killable(Protocol):
     def found(self, output: Path) -> bool:
         """Return whether there is something to go on from."""
 
+    def complete(self, output: Path) -> bool:
+        """Return whether a run was killed after it had written all, and refuses to be started again."""
+
     def compare(self, whole: Path, killed: Path) -> None:
         """Fail where the two runs have not ended alike."""
 
@@ -105,11 +108,12 @@ def assert_survives_kills(
     left: Counter[str] = Counter()
     output = folder / "killed-0"
     while True:
-        goes_on = job.found(output)
+        goes_on, complete = job.found(output), job.complete(output)
         resumed += goes_on
-        process, log = begin(output)
         begun = time.monotonic()
-        if done < kills:
+        if not complete:
+            process, log = begin(output)
+        if done < kills and not complete:
             delay = generator.uniform(0, lasts)
             process.join(delay)
             if process.exitcode is None:
@@ -118,7 +122,8 @@ def assert_survives_kills(
                 done += 1
                 say(f"kill {done} after {delay:.1f} s")
                 continue
-        wait(process, log)
+        if not complete:
+            wait(process, log)
         if not goes_on:  # other programs slow a machine down, or no longer do
             lasts = time.monotonic() - begun
         job.compare(whole, output)
@@ -166,12 +171,15 @@ class Training:
         import torch
         from equality import assert_equal
 
-        states = []
-        for output in (whole, killed):
-            (checkpoint,) = self._models(output).iterdir()
-            states.append(torch.load(checkpoint, weights_only=True))
-        assert states[0]["step"] == self.steps - 1
-        assert_equal(states[1], states[0])
+        expected, actual = (torch.load(self._last(output), weights_only=True) for output in (whole, killed))
+        assert expected["step"] == self.steps - 1
+        assert_equal(actual, expected)
+
+    def complete(self, output: Path) -> bool:
+        return self._last(output).exists()
+
+    def _last(self, output: Path) -> Path:
+        return self._models(output) / f"step-{self.steps - 1:09d}.ckpt"
 
     def _models(self, output: Path) -> Path:
         return output / self.scene.name / "latent-splatfacto" / "run" / "nerfstudio_models"
@@ -197,6 +205,9 @@ class Tuning:
     def found(self, output: Path) -> bool:
         return (output / "run" / "checkpoint.pt").exists()
 
+    def complete(self, output: Path) -> bool:
+        return False  # what is complete is left as it is
+
     def compare(self, whole: Path, killed: Path) -> None:
         from tiny_runs import assert_same_end
 
@@ -218,6 +229,9 @@ class Pairs:
 
     def found(self, output: Path) -> bool:
         return any(output.glob("pairs/*/*.json"))
+
+    def complete(self, output: Path) -> bool:
+        return False  # what is complete is left as it is
 
     def compare(self, whole: Path, killed: Path) -> None:
         from lrf_nerfstudio.training.data.scene_pairs import ScenePairs
@@ -249,6 +263,9 @@ class Table:
 
     def found(self, output: Path) -> bool:
         return any(output.glob("table/rows/**/*.json"))
+
+    def complete(self, output: Path) -> bool:
+        return False  # what is complete is left as it is
 
     def compare(self, whole: Path, killed: Path) -> None:
         expected, actual = (self._numbers(output / "table") for output in (whole, killed))
