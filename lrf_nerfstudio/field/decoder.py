@@ -266,6 +266,12 @@ class SceneDecoder(nn.Module):
                 f"The cell of the scene's decoder in {where}, {config['cell']} pixels, does not divide "
                 f"{PHASES * factor}. Take another copy of the file, or train the scene again."
             )
+        # Counts that no file can keep take long to make, or overflow.
+        if max(config["width"], config["blocks"]) > sum(tensor.numel() for tensor in tensors.values()):
+            raise UserError(
+                f"The scene's decoder in {where} is described as larger than the file. Take another copy of the file, "
+                "or train the scene again."
+            )
         with torch.device("meta"):
             decoder = cls(**{name: config[name] for name in _CONFIG})
         expected = {name: tuple(parameter.shape) for name, parameter in decoder.named_parameters()}

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,16 @@ from torch import Tensor
 from lrf_nerfstudio.field.cameras import GridCamera
 from lrf_nerfstudio.field.decoder import SceneDecoder
 from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
+from lrf_nerfstudio.splatting.harmonics import MAX_SH_DEGREE
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import write_atomically
 from lrf_nerfstudio.vae import VAE, FieldNormalization, LinearRGB
 
 FORMAT = "lrf-nerfstudio field 1"
 """Written into every file; a reader refuses what it does not know."""
+
+MOST_PIXELS_PER_CELL = 1024
+"""No autoencoder has a larger spatial factor."""
 
 GAUSSIANS = ("means", "quats", "scales", "opacities", "features")
 
@@ -178,11 +182,15 @@ class LatentField:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (OSError, SafetensorError) as error:
             raise UserError(f"The field {path} cannot be read: {error}.") from error
-        description: dict[str, Any] = json.loads(metadata["field"])
-        channels = tensors["features"].shape[-1]
-        normalization, linear_rgb = FieldNormalization(channels), LinearRGB(channels)
-        normalization.load_state_dict(_below("normalization.", tensors))
-        linear_rgb.load_state_dict(_below("linear_rgb.", tensors))
+        try:
+            description = _checked_description(metadata.get("field", ""))
+            _check_shapes(tensors)
+            channels = tensors["features"].shape[-1]
+            normalization, linear_rgb = FieldNormalization(channels), LinearRGB(channels)
+            normalization.load_state_dict(_below("normalization.", tensors))
+            linear_rgb.load_state_dict(_below("linear_rgb.", tensors))
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"The field {path} is damaged: {error}. Export it again with `lrf export`.") from error
         decoder = None
         if (config := description.pop("decoder")) is not None:
             weights = _below("decoder.", tensors)
@@ -194,6 +202,49 @@ class LatentField:
             decoder=decoder,
             **description,
         )
+
+
+def _checked_description(text: str) -> dict[str, Any]:
+    """Return what a file says of a field beside its tensors; ValueError if something is missing or out of range."""
+    description: Any = json.loads(text)
+    if not isinstance(description, dict) or description.keys() != {*_DESCRIPTION, "decoder"}:
+        raise ValueError(f"its description is no mapping of {', '.join(_DESCRIPTION)} and decoder")
+    for name, fits in _DESCRIPTION.items():
+        if not fits(description[name]):
+            raise ValueError(f"its {name} is {description[name]!r}")
+    return description
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+_DESCRIPTION: Mapping[str, Callable[[Any], bool]] = {
+    "spatial_factor": lambda value: type(value) is int and 1 <= value <= MOST_PIXELS_PER_CELL,
+    "dilation": lambda value: _is_number(value) and value >= 0,
+    "antialiased": lambda value: isinstance(value, bool),
+    "vae_source": lambda value: isinstance(value, str),
+    "vae_fingerprint": lambda value: isinstance(value, str),
+    "scene_scale": lambda value: _is_number(value) and value > 0,
+}
+"""What is said of a field beside its tensors and its decoder, and what it may be."""
+
+
+def _check_shapes(tensors: Mapping[str, Tensor]) -> None:
+    """Check the tensors of a field but for those of its maps and its decoder; ValueError if one does not fit."""
+    names = (*GAUSSIANS, "background", "scene_transform")
+    if missing := [name for name in names if name not in tensors]:
+        raise ValueError(f"it has no {missing[0]}")
+    features = tensors["features"]
+    if features.ndim != 3 or features.shape[1] not in [(degree + 1) ** 2 for degree in range(MAX_SH_DEGREE + 1)]:
+        raise ValueError(f"its features are {tuple(features.shape)}")
+    count, _, channels = features.shape
+    shapes = dict(zip(GAUSSIANS, ((count, 3), (count, 4), (count, 3), (count,), features.shape), strict=True))
+    for name, shape in {**shapes, "background": (channels,), "scene_transform": (3, 4)}.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"its {name} are {tuple(tensors[name].shape)}, not {tuple(shape)}")
+    if wrong := [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]:
+        raise ValueError(f"its {wrong[0]} are {tensors[wrong[0]].dtype}")
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,8 +27,8 @@ def grid_camera(camera: Cameras, cell: float, device: torch.device | str, index:
     return GridCamera.of_pictures(
         world_to_camera(camera.camera_to_worlds),
         camera.get_intrinsics_matrices(),
-        int(camera.height),
-        int(camera.width),
+        max(1, int(camera.height)),  # the viewer asks for a picture of no rows while a resolution is being typed
+        max(1, int(camera.width)),
         cell,
         None if index is None else torch.tensor([index]),
     ).to(device)

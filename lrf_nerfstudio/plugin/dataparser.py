@@ -18,6 +18,9 @@ from lrf_nerfstudio.correspondence.scene import MODEL_FOLDERS
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.poses import check_pose
 
+MOST_PIXELS = 2**28
+"""No photograph has more: a damaged size must not fill the memory before the photograph is opened."""
+
 
 class NerfstudioParser(Nerfstudio):
     """`nerfstudio-data` whose poses are checked and whose point cloud is read with plyfile.
@@ -114,6 +117,12 @@ def parse(parser: DataParser, data: Path, split: str) -> DataparserOutputs:
         raise UserError(f"The data set {data} has no images in its {split} split.")
     for path, pose in zip(outputs.image_filenames, outputs.cameras.camera_to_worlds.numpy(), strict=True):
         check_pose(pose, str(path))
+    sizes = torch.cat([outputs.cameras.width, outputs.cameras.height], dim=1).tolist()  # [N, 2]
+    for path, (width, height) in zip(outputs.image_filenames, sizes, strict=True):
+        if not 0 < width * height <= MOST_PIXELS or width < 0:
+            raise UserError(
+                f"The camera of {path} in the data set {data} has {width} x {height} pixels. Correct its size."
+            )
     return outputs
 
 

@@ -1,5 +1,6 @@
 """Photographs with pinhole cameras: what nerfstudio's dataset gives, undistorted and checked."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +41,7 @@ class PinholeDataset(InputDataset):
             dataparser_outputs = replace(dataparser_outputs, alpha_color=torch.full((3,), TRANSPARENT_RGB))
         super().__init__(dataparser_outputs, scale_factor)
         self._distorted_cameras = self.cameras
-        self.cameras = cropped_cameras(undistorted_cameras(self.cameras), crop)
+        self.cameras = cropped_cameras(undistorted_cameras(self.cameras, self.image_filenames), crop)
         self.crop = crop
 
     @property
@@ -154,7 +155,7 @@ class PinholeDataset(InputDataset):
         if not is_pinhole(camera):
             # Inverted, so that a pixel does not count that is interpolated between one that does and one that does not.
             masks = {} if mask is None else {"mask": ~mask}
-            _, undistorted, inverted = _undistort(camera, image.numpy(), masks)
+            _, undistorted, inverted = _undistort(camera, image.numpy(), masks, self.image_filenames[image_idx])
             image, mask = torch.from_numpy(undistorted), None if inverted is None else ~inverted
         image, mask = self._cut(image), None if mask is None else self._cut(mask)
         data = {"image_idx": image_idx, "image": image if image_type == "float32" else (255 * image).to(torch.uint8)}
@@ -184,8 +185,16 @@ def is_pinhole(camera: Cameras) -> bool:
     return int(camera.camera_type) == CameraType.PERSPECTIVE.value and not distorted
 
 
-def undistorted_cameras(cameras: Cameras) -> Cameras:
-    """The pinhole cameras of the undistorted images; no image is opened."""
+def undistorted_cameras(cameras: Cameras, files: Sequence[Path]) -> Cameras:
+    """The pinhole cameras of the undistorted images; no image is opened.
+
+    Args:
+        cameras: of the images.
+        files: the images, for messages.
+
+    Raises:
+        UserError: a lens model is not known, or has parameters with which an image cannot be undistorted.
+    """
     Ks = cameras.get_intrinsics_matrices().clone()  # [N, 3, 3]
     sizes = torch.cat([cameras.width, cameras.height], dim=-1)  # [N, 2]
     seen: dict[tuple[float, ...], tuple[Tensor, Tensor]] = {}
@@ -196,7 +205,7 @@ def undistorted_cameras(cameras: Cameras) -> Cameras:
         width, height = sizes[index].tolist()
         key = (*Ks[index].flatten().tolist(), *camera.distortion_params.tolist(), width, height)
         if key not in seen:
-            K, image, _ = _undistort(camera, np.zeros((height, width, 3), dtype=np.uint8), {})
+            K, image, _ = _undistort(camera, np.zeros((height, width, 3), dtype=np.uint8), {}, files[index])
             seen[key] = torch.from_numpy(K).to(Ks), torch.tensor([image.shape[1], image.shape[0]])
         Ks[index], sizes[index] = seen[key]
     return Cameras(
@@ -250,14 +259,18 @@ def _middles(lengths: Tensor, crop: int) -> tuple[Tensor, Tensor]:
     return rest // 2, lengths - rest
 
 
-def _undistort(camera: Cameras, image: np.ndarray, data: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray, Any]:
+def _undistort(
+    camera: Cameras, image: np.ndarray, data: dict[str, Tensor], file: Path
+) -> tuple[np.ndarray, np.ndarray, Any]:
+    import cv2
+
     K = camera.get_intrinsics_matrices().numpy().copy()
     try:
         return _undistort_image(camera, camera.distortion_params.numpy(), data, image, K)
-    except (NotImplementedError, AssertionError) as error:  # how nerfstudio refuses lenses that it does not know
+    except (NotImplementedError, AssertionError, cv2.error) as error:  # how nerfstudio and OpenCV refuse lenses
         raise UserError(
-            f"The lens model of a camera (nerfstudio's camera type {int(camera.camera_type)}) cannot be undistorted: "
-            f"{error} Undistort the images with COLMAP's image_undistorter, for example."
+            f"{file} cannot be undistorted. Its camera has nerfstudio's camera type {int(camera.camera_type)}: "
+            f"{error} Correct the camera, or undistort the images with COLMAP's image_undistorter, for example."
         ) from error
 
 

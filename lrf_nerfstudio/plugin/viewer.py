@@ -130,7 +130,7 @@ class PictureFigures(ViewerElement[str]):
 
 def preview_cell(height: int, width: int, spatial_factor: int) -> float:
     """Return the pixels per cell of the grid that previews of H x W pixels are rendered on."""
-    return min(spatial_factor, max(height, width) / PREVIEW_CELLS)
+    return min(spatial_factor, max(height, width, 1) / PREVIEW_CELLS)
 
 
 class PictureClock:

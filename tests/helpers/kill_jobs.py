@@ -302,14 +302,14 @@ def make_job(name: Job, folder: Path) -> Killable:
         from lrf_nerfstudio.commands import make_demo_scene
 
         scene = folder / "scene"
-        make_demo_scene.main(make_demo_scene.DemoScene(scene, views=12, size=(100, 132), samples=1, points=500))
+        make_demo_scene.main(make_demo_scene.DemoScene(output=scene, views=12, size=(100, 132), samples=1, points=500))
         vae = write_tiny(folder / "vae")
         options = ["--scenes", scene, "--vae", vae, "--crop", 64, "--max-reduction", 1.2, "--batch-size", 1]
-        return Tuning(name, [*options, "--workers", 1], steps=40)
+        return Tuning(name, [*options, "--workers", 0], steps=40)
     if name == "stage3":
         vae = write_tiny(folder / "vae")
         write_pairs(folder / "pairs" / "scene", vae)
-        options = ["--pairs", folder / "pairs", "--vae", vae, "--crop", 32, "--batch-size", 2, "--workers", 1]
+        options = ["--pairs", folder / "pairs", "--vae", vae, "--crop", 32, "--batch-size", 2, "--workers", 0]
         return Tuning(name, options, steps=60)
     if name == "pairs":
         scenes = [write_scene(folder / name, views=9, lenses=Lens(101, 67)) for name in "ab"]

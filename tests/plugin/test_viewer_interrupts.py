@@ -55,6 +55,19 @@ class Interrupted(RenderStateMachine):
         self.actual = self.picture()
 
 
+@pytest.mark.parametrize("size", [(0, 2), (0, 0), (1, 1)])
+@pytest.mark.parametrize("state", ["low_move", "high"])
+def test_a_picture_without_pixels_is_one_of_one_pixel(floor_scene, tiny_vae, size, state):
+    """The viewer asks for such pictures while a number is typed into its field for the resolution."""
+    model = make_pipeline(floor_scene, tiny_vae).model.eval()
+    thread = Interrupted(model, stops=0)
+    thread.state = state
+    thread.camera.height[:], thread.camera.width[:] = size
+    thread.start()
+    thread.join(300)
+    assert thread.actual.shape == (max(1, size[0]), max(1, size[1]), 3)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.5], ids=["VAE", "scene decoder"])
 def test_the_render_thread_survives_wherever_it_is_stopped(floor_scene, tiny_vae, share):
     model = make_pipeline(floor_scene, tiny_vae, scene_decoder__share=share).model.eval()
