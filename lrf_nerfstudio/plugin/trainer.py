@@ -25,7 +25,7 @@ from lrf_nerfstudio.plugin.optimizers import RunScheduleConfig
 from lrf_nerfstudio.plugin.pipeline import LatentPipeline, LatentPipelineConfig
 from lrf_nerfstudio.plugin.viewer import PictureClock
 from lrf_nerfstudio.utils.errors import UserError, exit_on_user_error
-from lrf_nerfstudio.utils.files import replacing
+from lrf_nerfstudio.utils.files import replacing, reporting_full_disk, unwritable
 from lrf_nerfstudio.utils.options import AtLeastOne, Count, check_options
 
 
@@ -49,6 +49,14 @@ class LatentTrainerConfig(TrainerConfig):
         # Of the saved configuration too, so that the scene is not put on a GPU later.
         if self.machine.device_type == "cpu" and isinstance(self.pipeline, LatentPipelineConfig):
             self.pipeline.device = "cpu"
+
+    @exit_on_user_error()
+    def save_config(self) -> None:
+        """Write config.yml into the folder of the run; what is wrong is said where it cannot be written."""
+        try:
+            super().save_config()
+        except OSError as error:
+            raise unwritable(self.get_base_dir(), error, "--output-dir") from error
 
 
 class FairLock:
@@ -95,7 +103,8 @@ class LatentTrainer(Trainer):
     @exit_on_user_error()
     def setup(self, test_mode: Any = "val") -> None:
         check_options(self.config)
-        super().setup(test_mode)
+        with reporting_full_disk(self.base_dir, "--output-dir"):
+            super().setup(test_mode)
 
     def setup_optimizers(self) -> Optimizers:
         """Optimizers and schedulers; what depends on the length of the run learns it, before a checkpoint is loaded."""
@@ -120,7 +129,10 @@ class LatentTrainer(Trainer):
             )
         # nerfstudio trains for max_num_iterations more steps; a resumed run stops where the first would have.
         self.config.max_num_iterations = total - self._start_step
-        super().train()
+        # nerfstudio and TensorBoard write into the folder too.
+        hint = f"What checkpoints there are in {self.checkpoint_dir} are complete: resume with --load-dir."
+        with reporting_full_disk(self.base_dir, "--output-dir", hint):
+            super().train()
 
     def take_step(self, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Any]]:
         """Take one training step, as nerfstudio's loop does, for a loop of somebody else's.

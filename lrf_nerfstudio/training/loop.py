@@ -18,6 +18,7 @@ from lrf_nerfstudio.training.config import TrainingConfig
 from lrf_nerfstudio.training.report import Report, RunningMeans
 from lrf_nerfstudio.training.task import Losses, Task
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.files import reporting_full_disk
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -100,7 +101,11 @@ class Trainer:
         """
         config = self.config
         batches = self._batches()
-        with Report(config, self.step, self.accelerator.is_main_process) as report:
+        hint = "The last good checkpoint is still there: continue with --resume."
+        with (
+            reporting_full_disk(config.output, "--output", hint),  # TensorBoard writes there too
+            Report(config, self.step, self.accelerator.is_main_process) as report,
+        ):
             report.say(self.task.notices)
             self.network.train()
             while self.step < config.steps:

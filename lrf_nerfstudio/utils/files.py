@@ -62,6 +62,26 @@ def make_folder(folder: Path, option: str = "") -> None:
         raise unwritable(folder, error, option) from error
 
 
+@contextmanager
+def reporting_full_disk(folder: Path, option: str = "", hint: str = "") -> Iterator[None]:
+    """Say that the disk is full where a library that writes into a folder finds it so.
+
+    Args:
+        folder: that is written to.
+        option: see :func:`unwritable`.
+        hint: see :func:`unwritable`.
+
+    Raises:
+        UserError: an OSError of the block says that there is no space. Others are left as they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise unwritable(folder, error, option, hint) from error
+
+
 class _File(io.FileIO):
     """A file that remembers why a write failed: torch.save replaces the system's reason by a RuntimeError."""
 

@@ -4,7 +4,7 @@ import importlib.resources
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -24,6 +24,8 @@ RGB = "rgb"
 REDUCED_RGB = re.compile(r"rgb-f(2|4|8|16|32)")
 """Sources that name no autoencoder either: latents are the mean colors of cells of so many pixels along each axis."""
 CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+MOST_BLOCKS = 1000
+"""No level of an autoencoder has more residual blocks."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LDM_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 _HUB_FILES = ("config.json", "diffusion_pytorch_model*.safetensors", "*.safetensors.index.json")
@@ -105,7 +107,8 @@ def _load_folder(folder: Path) -> "Autoencoder":
     if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
         folder = folder / "vae"
     try:
-        class_name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"]
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        class_name = config["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder} (--pipeline.vae.source) has no readable config.json of a diffusers model; the source must be "
@@ -115,6 +118,7 @@ def _load_folder(folder: Path) -> "Autoencoder":
         raise UserError(
             f"{folder} (--pipeline.vae.source) holds a {class_name}; supported are {' and '.join(CLASSES)}."
         )
+    _check_config(config, folder)
     try:
         with quiet():
             autoencoder, report = getattr(diffusers, class_name).from_pretrained(
@@ -124,3 +128,25 @@ def _load_folder(folder: Path) -> "Autoencoder":
         raise UserError(f"The VAE in {folder} (--pipeline.vae.source) cannot be loaded: {first_line(error)}") from error
     check_all_loaded(report, f"{folder} (--pipeline.vae.source)")
     return autoencoder
+
+
+def _check_config(config: dict[str, Any], folder: Path) -> None:
+    """Check what diffusers takes from a config.json as it is, and fails of later, or never ends with.
+
+    Raises:
+        UserError: an option is none that an autoencoder can have.
+    """
+    factors = [config.get("scaling_factor", 1.0), config.get("shift_factor") or 0.0]
+    counts = [config.get(name, 1) for name in ("num_encoder_blocks", "num_decoder_blocks", "layers_per_block")]
+    numbers = [number for count in counts for number in (count if isinstance(count, list) else [count])]
+    sound = {
+        "scaling_factor or shift_factor": all(isinstance(factor, (int, float)) for factor in factors),
+        "number of blocks": all(isinstance(number, int) and 0 <= number <= MOST_BLOCKS for number in numbers),
+        "upsample_fn": config.get("upsample_fn", "nearest") in ("nearest", "bilinear", "bicubic", "area"),
+    }
+    for name, fits in sound.items():
+        if not fits:
+            raise UserError(
+                f"{folder / 'config.json'} (--pipeline.vae.source) is damaged: its {name} cannot be what an autoencoder "
+                "has. Restore it."
+            )

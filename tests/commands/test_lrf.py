@@ -14,7 +14,7 @@ from lrf_nerfstudio.__main__ import COMMANDS, function_of, main, summary
 from lrf_nerfstudio.utils import cli
 
 ROOT = Path(__file__).resolve().parents[2]
-FOR_DEVELOPERS = {"fuzz_readers", "kill_and_resume", "soak"}
+FOR_DEVELOPERS = {"fill_disk", "fuzz_readers", "kill_and_resume", "soak"}
 """Scripts that need a checkout: what they work on is written by tests/helpers."""
 HEAVY = {"accelerate", "diffusers", "matplotlib", "nerfstudio", "numba", "pycolmap", "torch", "torchvision"}
 

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from lrf_nerfstudio.utils.errors import UserError
-from lrf_nerfstudio.utils.files import make_folder, read_tensors, replacing, write_atomically, write_tensors
+from lrf_nerfstudio.utils.files import (
+    make_folder,
+    read_tensors,
+    replacing,
+    reporting_full_disk,
+    write_atomically,
+    write_tensors,
+)
 
 NOBODY = 65534
 
@@ -87,6 +94,14 @@ def test_a_full_disk_is_what_the_user_reads_whatever_a_library_makes_of_it(tmp_p
     with full_disk(), pytest.raises(UserError, match="File too large"), replacing(tmp_path / "file") as stream:
         torch.save({"tensor": torch.zeros(numbers)}, stream)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_that_a_library_writes_to(tmp_path):
+    with full_disk(), pytest.raises(UserError, match=r"could not be written: File too large.*\(--output\)"):
+        with reporting_full_disk(tmp_path, "--output"):
+            (tmp_path / "events").write_bytes(b"x" * 1000)
+    with pytest.raises(FileNotFoundError), reporting_full_disk(tmp_path, "--output"):
+        (tmp_path / "missing").read_bytes()
 
 
 def test_a_library_that_hides_the_systems_reason(tmp_path):

@@ -171,14 +171,15 @@ def fill_over_and_over(directory, start, results):
             file.unlink(missing_ok=True)
 
 
-def test_two_processes_fill_one_cache_at_once(tmp_path):
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_fill_one_cache_at_once(tmp_path, count):
     """No one fails, no one reads half a file (that would warn, and warnings are errors there), nothing stays behind."""
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(2), context.Queue()
     arguments = (tmp_path / "cache", start, results)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONWARNINGS", "error:.*damaged:UserWarning")
-        processes = [context.Process(target=fill_over_and_over, args=arguments) for _ in range(2)]
+        processes = [context.Process(target=fill_over_and_over, args=arguments) for _ in range(count)]
         for process in processes:
             process.start()
     sums = [results.get(timeout=300) for _ in range(40)]
