@@ -147,6 +147,6 @@ def _check_config(config: dict[str, Any], folder: Path) -> None:
     for name, fits in sound.items():
         if not fits:
             raise UserError(
-                f"{folder / 'config.json'} (--pipeline.vae.source) is damaged: its {name} cannot be what an autoencoder "
-                "has. Restore it."
+                f"{folder / 'config.json'} (--pipeline.vae.source) is damaged: its {name} is none that an "
+                "autoencoder can have. Restore it."
             )

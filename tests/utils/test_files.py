@@ -97,9 +97,9 @@ def test_a_full_disk_is_what_the_user_reads_whatever_a_library_makes_of_it(tmp_p
 
 
 def test_a_full_disk_that_a_library_writes_to(tmp_path):
-    with full_disk(), pytest.raises(UserError, match=r"could not be written: File too large.*\(--output\)"):
-        with reporting_full_disk(tmp_path, "--output"):
-            (tmp_path / "events").write_bytes(b"x" * 1000)
+    said = pytest.raises(UserError, match=r"could not be written: File too large.*\(--output\)")
+    with full_disk(), said, reporting_full_disk(tmp_path, "--output"):
+        (tmp_path / "events").write_bytes(b"x" * 1000)
     with pytest.raises(FileNotFoundError), reporting_full_disk(tmp_path, "--output"):
         (tmp_path / "missing").read_bytes()
 

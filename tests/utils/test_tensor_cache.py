@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_made_and_a_file_that_cannot_be_read_are_named(t
 
 
 def fill_over_and_over(directory, start, results):
-    """What each of the two processes does: fills the cache, checks it, empties it, again and again."""
+    """What each of the processes does: fills the cache, checks it, empties it, again and again."""
     start.wait()
     for _ in range(20):
         _, entries = fill(directory)
@@ -175,14 +175,14 @@ def fill_over_and_over(directory, start, results):
 def test_processes_fill_one_cache_at_once(tmp_path, count):
     """No one fails, no one reads half a file (that would warn, and warnings are errors there), nothing stays behind."""
     context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(2), context.Queue()
+    start, results = context.Barrier(count), context.Queue()
     arguments = (tmp_path / "cache", start, results)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONWARNINGS", "error:.*damaged:UserWarning")
         processes = [context.Process(target=fill_over_and_over, args=arguments) for _ in range(count)]
         for process in processes:
             process.start()
-    sums = [results.get(timeout=300) for _ in range(40)]
+    sums = [results.get(timeout=300) for _ in range(20 * count)]
     for process in processes:
         process.join(timeout=60)
         assert process.exitcode == 0
