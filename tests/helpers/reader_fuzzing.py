@@ -313,21 +313,9 @@ READERS: dict[str, Reader] = {
         lambda folder: _write_ldm(folder, ".ckpt"), ("vae.ckpt",), lambda folder: _read_vae(folder / "vae.ckpt")
     ),
     "VAE, diffusers": Reader(_write_diffusers, ("config.json", "*.safetensors"), _read_vae),
-    "points, .ply": Reader(
-        lambda folder: _write_points(folder, ".ply"),
-        ("points.ply",),
-        lambda folder: _read_points(folder / "points.ply"),
-    ),
-    "points, .ply as text": Reader(
-        lambda folder: _write_points(folder, ".txt"),
-        ("points.ply",),
-        lambda folder: _read_points(folder / "points.ply"),
-    ),
-    "points, .npz": Reader(
-        lambda folder: _write_points(folder, ".npz"),
-        ("points.npz",),
-        lambda folder: _read_points(folder / "points.npz"),
-    ),
+    "points, .ply": Reader(lambda folder: _write_points(folder, ".ply"), ("points.*",), _read_points),
+    "points, .ply as text": Reader(lambda folder: _write_points(folder, ".txt"), ("points.*",), _read_points),
+    "points, .npz": Reader(lambda folder: _write_points(folder, ".npz"), ("points.*",), _read_points),
     "checkpoint of a run": Reader(_write_checkpoint, ("*.ckpt",), _read_checkpoint),
     "pairs": Reader(_write_pairs, ("scene/*",), _read_pairs),
 }
@@ -506,9 +494,12 @@ def fuzz(
         sender.close()
         failure = ""
         try:
+            assert receiver.poll(300) and receiver.recv() == "ready", f"{name}: the good files cannot be read"
+        except EOFError:
+            raise AssertionError(f"{name}: the good files cannot be written or read") from None
+        try:
             while following < numbers.stop:
-                # The first one waits for imports as well.
-                if not receiver.poll(timeout + (120 if following == arguments[1].start else 0)):
+                if not receiver.poll(timeout):
                     failure = f"hangs for more than {timeout} s"
                     break
                 kind, what = receiver.recv()
@@ -551,6 +542,7 @@ def _work(name: str, numbers: range, seed: int, folder: Path, keep: Path | None,
     watched: list[str] = []
     sys.addaudithook(lambda event, values: _watch(event, values, inside, watched))
     files = sorted(path for pattern in reader.mutated for path in (folder / "good").glob(pattern) if path.is_file())
+    sender.send("ready")
     for number in numbers:
         generator = random.Random(f"{seed} {name} {number}")
         good = generator.choice(files)
