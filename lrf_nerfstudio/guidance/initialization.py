@@ -1,7 +1,6 @@
 """What distillation starts from: Gaussians in a ball, or at the points of a file."""
 
 import math
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,8 +90,10 @@ def load_points(path: Path) -> Tensor:
         points = _ply_points(path) if path.suffix.lower() == ".ply" else _npz_points(path)
     except OSError as error:
         raise UserError(f"{path} ({option}) cannot be read: {error.strerror or error}.") from error
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged archives and headers surface as many types, such as tokenize.TokenError
         raise UserError(f"{path} ({option}) holds no points that can be read: {error}.") from error
+    if points.dtype.kind not in "fiu":
+        raise UserError(f"{path} ({option}) holds points of the type {points.dtype}, which are no numbers.")
     if points.ndim != 2 or points.shape[1] != 3 or len(points) < FEWEST_POINTS:
         raise UserError(
             f"{path} ({option}) holds points of shape {points.shape}; at least {FEWEST_POINTS} points of 3 coordinates "
@@ -119,7 +120,9 @@ def _npz_points(path: Path) -> np.ndarray:
     with np.load(path, allow_pickle=False) as arrays:
         for name in _NPZ_NAMES:
             if name in arrays:
-                points: np.ndarray = arrays[name]
+                points = arrays[name]
+                if not isinstance(points, np.ndarray):  # what is no array, NumPy gives as bytes
+                    raise ValueError(f"{name} is no array")
                 return points
         raise ValueError(f"its arrays are {', '.join(arrays) or 'none'}; one must be named {' or '.join(_NPZ_NAMES)}")
 

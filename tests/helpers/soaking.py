@@ -64,11 +64,11 @@ def main(options: Soak) -> None:
                 done = max((int(path.stem.removeprefix("step-")) for path in models.glob("*.ckpt")), default=0)
                 if memory := resident_megabytes(process.pid):
                     samples.append((round(time.monotonic() - begun, 1), done, round(memory, 1)))
+                if options.output is not None:
+                    options.output.write_text(json.dumps(samples))
                 time.sleep(PERIOD)
         if process.returncode:
             raise UserError(f"The training failed:\n{(folder / 'log').read_text()[-3000:]}")
-    if options.output is not None:
-        options.output.write_text(json.dumps(samples))
     print(f"{options.steps} steps in {samples[-1][0]:.0f} s")
     for tenth in range(10):
         first, last = (options.steps * number // 10 for number in (tenth, tenth + 1))
