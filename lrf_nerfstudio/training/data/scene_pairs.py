@@ -210,6 +210,8 @@ class ScenePairs:
                 raise UserError(f"{folder / INDEX} is not of this version: its format is not {FORMAT!r}.")
             content["views"] = tuple(PairView(**view) for view in content["views"])
             content["latents"] = {int(steps): name for steps, name in content["latents"].items()}
+            if any(Path(name).name != name for name in content["latents"].values()):
+                raise ValueError("its latents are no files of the folder")
             return cls(folder=folder, **content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
