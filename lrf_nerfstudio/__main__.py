@@ -32,6 +32,7 @@ COMMANDS = {
     "demo-scene": "make_demo_scene",
     "training-scenes": "make_training_scenes",
     "toy-diffusion": "train_toy_diffusion",
+    "prompt-confusion": "prompt_confusion",
     "benchmark-rasterizer": "benchmark_rasterizer",
     "benchmark-finetune": "benchmark_finetune",
 }

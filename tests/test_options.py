@@ -1,4 +1,4 @@
-"""Every option has its range, and is checked before anything is read: of all commands and of the method."""
+"""Every option has its range, and is checked before anything is read: of all commands and of the methods."""
 
 import copy
 import inspect
@@ -12,15 +12,12 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import pytest
 
 from lrf_nerfstudio.__main__ import COMMANDS, function_of
-from lrf_nerfstudio.plugin.method import latent_splatfacto
+from lrf_nerfstudio.plugin.method import latent_dreamsplat, latent_splatfacto
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.options import AtLeastOne, Range, check_options
 
 SOMETHING = {Path: Path("somewhere"), str: "something", tuple: (Path("somewhere"),)}
 """Values for options without a default."""
-
-CHECKED_ELSEWHERE = {"OrbitConfig"}
-"""Their numbers are checked when they are made."""
 
 
 def options_of(command: str) -> Any:
@@ -50,7 +47,7 @@ def own_options(options: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tupl
         value, owner = getattr(options, field.name), owner_of(type(options), field.name)
         if is_dataclass(value) and not isinstance(value, type):
             yield from own_options(value, (*path, field.name))
-        elif owner.__module__.startswith("lrf_nerfstudio") and owner.__name__ not in CHECKED_ELSEWHERE:
+        elif owner.__module__.startswith("lrf_nerfstudio"):
             yield (*path, field.name), hints[field.name], value
 
 
@@ -85,7 +82,8 @@ def like(value: Any, annotation: Any, number: float) -> Any:
 
 
 ALL = [pytest.param(lambda name=name: options_of(name), id=name) for name in COMMANDS]
-ALL.append(pytest.param(lambda: latent_splatfacto.config, id="latent-splatfacto"))
+METHODS = (latent_splatfacto, latent_dreamsplat)
+ALL += [pytest.param(lambda method=method: method.config, id=method.config.method_name) for method in METHODS]
 
 
 @pytest.mark.parametrize("make", ALL)

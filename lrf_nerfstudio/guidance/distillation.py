@@ -13,7 +13,7 @@ and the scale s of classifier-free guidance,
   random.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lrf_nerfstudio.guidance.denoiser import Denoiser
 from lrf_nerfstudio.guidance.prompts import Conditions
-from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.options import AtLeastOne, Fraction, NotNegative
 
 Kind = Literal["sds", "csd", "ism"]
 Weighting = Literal["variance", "latent-nerf", "noise-to-signal", "uniform"]
@@ -37,45 +37,33 @@ class GuidanceConfig:
     kind: Kind = "sds"
     """Score distillation (`sds`, DreamFusion), its classifier alone (`csd`, which is sharper and noisier) or interval
     score matching (`ism`, LucidDreamer, which is sharp, needs no large scale, and takes two to three times as long)."""
-    guidance_scale: float | None = None
+    guidance_scale: NotNegative | None = None
     """Scale of classifier-free guidance; larger is more faithful to the prompt and more saturated. None takes 100 for
     `sds` and `csd`, 7.5 for `ism`."""
     weighting: Weighting = "variance"
     """Weight w of a timestep, with a = alpha-bar: `variance` is 1 - a (DreamFusion), `latent-nerf` sqrt(a) (1 - a),
     `noise-to-signal` sqrt((1 - a) / a) (LucidDreamer; the gradient is then a distance of latents), `uniform` 1."""
-    t_min: tuple[float, float] = (0.02, 0.02)
+    t_min: tuple[Fraction, Fraction] = (0.02, 0.02)
     """Smallest timestep at the start and after the annealing, as a share of all timesteps; small timesteps shape
     details."""
-    t_max: tuple[float, float] = (0.98, 0.5)
+    t_max: tuple[Fraction, Fraction] = (0.98, 0.5)
     """Largest timestep at the start and after the annealing; large timesteps shape the whole."""
-    anneal: tuple[float, float] = (0.0, 0.2)
+    anneal: tuple[Fraction, Fraction] = (0.0, 0.2)
     """Progress of the training, 0 to 1, between which the range of timesteps changes linearly."""
-    gradient_clip: float = 2.0
+    gradient_clip: NotNegative = 2.0
     """Largest norm of a cell's gradient over the channels; larger gradients are shortened, which keeps their direction
     (pixel-wise gradient clipping, arXiv 2310.12474). 0 clips nothing."""
-    ism_interval: tuple[int, int] = (80, 50)
+    ism_interval: tuple[AtLeastOne, AtLeastOne] = (80, 50)
     """`ism`: timesteps between u and t at the start and after the annealing."""
-    ism_steps: int = 4
+    ism_steps: AtLeastOne = 4
     """`ism`: steps of the DDIM inversion up to u, one evaluation of the U-Net each."""
 
-    def check(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            UserError: if a number is out of its range.
-        """
-        ranges = {"t-min": self.t_min, "t-max": self.t_max, "anneal": self.anneal}
-        for name, values in ranges.items():
-            if not all(0.0 <= value <= 1.0 for value in values):
-                raise UserError(f"--pipeline.guidance.{name} {values} must be between 0 and 1.")
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Yield what does not fit the other options; see `check_options`."""
         if any(low > high for low, high in zip(self.t_min, self.t_max, strict=True)):
-            raise UserError(f"--pipeline.guidance.t-min {self.t_min} is above --pipeline.guidance.t-max {self.t_max}.")
+            yield "t_min", f"must not be above t-max, which is {self.t_max[0]} {self.t_max[1]}"
         if self.anneal[0] > self.anneal[1]:
-            raise UserError(f"--pipeline.guidance.anneal {self.anneal} must ascend.")
-        if self.ism_steps < 1 or min(self.ism_interval) < 1:
-            raise UserError("--pipeline.guidance.ism-steps and --pipeline.guidance.ism-interval must be at least 1.")
-        if self.gradient_clip < 0.0:
-            raise UserError(f"--pipeline.guidance.gradient-clip {self.gradient_clip} must not be negative.")
+            yield "anneal", "must ascend"
 
 
 class Prompts(Protocol):
@@ -109,12 +97,7 @@ class ScoreGuidance:
     """
 
     def __init__(self, config: GuidanceConfig, denoiser: Denoiser, prompts: Prompts) -> None:
-        """Guide by a denoiser with the embeddings of prompts, which must be on its device.
-
-        Raises:
-            UserError: if a number of the configuration is out of its range.
-        """
-        config.check()
+        """Guide by a denoiser with the embeddings of prompts, which must be on its device."""
         self._config, self._denoiser, self._prompts = config, denoiser, prompts
         self._scale = SCALES[config.kind] if config.guidance_scale is None else config.guidance_scale
         self._alphas = denoiser.alphas_cumprod

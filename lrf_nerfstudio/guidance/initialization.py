@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lrf_nerfstudio.field.seeding import first_gaussians
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.options import Count, NotNegative, Positive, Range
 
 FEWEST_POINTS = 4
 """Gaussians are as large as the distance to their three nearest neighbors."""
@@ -23,30 +25,18 @@ class InitializationConfig:
     points: Path | None = None
     """A .ply, or a .npz with an array [N, 3] named `points`, `xyz` or `coords` (as Point-E writes), whose points take
     the place of the ball's."""
-    count: int = 4096
+    count: Annotated[int, Range(least=FEWEST_POINTS)] = 4096
     """Gaussians in the ball."""
-    radius: float = 0.5
+    radius: Positive = 0.5
     """Radius of the ball. The points of a file are moved to the origin and scaled to it."""
     keep_coordinates: bool = False
     """Take the points of a file where they are."""
-    opacity: float = 0.2
+    opacity: Annotated[float, Range(above=0, below=1)] = 0.2
     """Opacity of each Gaussian."""
-    feature_std: float = 0.1
+    feature_std: NotNegative = 0.1
     """Standard deviation of the Gaussians' latents, about 0."""
-    seed: int = 0
+    seed: Count = 0
     """Seed of positions, rotations and latents."""
-
-    def check(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            UserError: if one is out of its range.
-        """
-        if self.count < FEWEST_POINTS or self.radius <= 0.0 or not 0.0 < self.opacity < 1.0 or self.feature_std < 0.0:
-            raise UserError(
-                f"--pipeline.model.initialization: count must be at least {FEWEST_POINTS}, radius positive, opacity "
-                "between 0 and 1, feature-std not negative."
-            )
 
 
 def initial_gaussians(config: InitializationConfig, channels: int) -> dict[str, Tensor]:
@@ -60,9 +50,8 @@ def initial_gaussians(config: InitializationConfig, channels: int) -> dict[str, 
         What :func:`lrf_nerfstudio.field.seeding.first_gaussians` returns, with harmonics of degree 0.
 
     Raises:
-        UserError: if the file of points cannot be used, or a number of the configuration is out of its range.
+        UserError: if the file of points cannot be used.
     """
-    config.check()
     generator = torch.Generator().manual_seed(config.seed)
     means = _ball(config.count, config.radius, generator)
     if config.points is not None:

@@ -3,9 +3,9 @@
 World: z up; azimuth 0 is the direction of x, where the front of the object is, and 90 degrees that of y.
 """
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -13,51 +13,49 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrf_nerfstudio.field.cameras import GridCamera, world_to_camera
-from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.options import AtLeastOne, Count, NotNegative, Positive, Range
+
+Elevation = Annotated[float, Range(least=-89, most=89)]
+"""In degrees; which way is up cannot be told right above and below the object."""
+FieldOfView = Annotated[float, Range(least=1, most=170)]
+"""In degrees."""
 
 
 @dataclass
 class OrbitConfig:
     """Where the cameras are. The defaults are those of threestudio's text-to-3D."""
 
-    views: int = 4
+    views: AtLeastOne = 4
     """Views per step."""
-    cells: int = 64
+    cells: AtLeastOne = 64
     """Rows and columns of the latents; Stable Diffusion 1.x was trained with 64."""
-    fov: tuple[float, float] = (40.0, 70.0)
+    fov: tuple[FieldOfView, FieldOfView] = (40.0, 70.0)
     """Range of the field of view in degrees."""
-    elevation: tuple[float, float] = (-10.0, 45.0)
+    elevation: tuple[Elevation, Elevation] = (-10.0, 45.0)
     """Range of the elevation in degrees."""
-    distance: tuple[float, float] = (1.5, 2.0)
+    distance: tuple[Positive, Positive] = (1.5, 2.0)
     """Range of the distance from the object's center."""
-    position_jitter: float = 0.1
+    position_jitter: NotNegative = 0.1
     """Largest random shift of a camera along each axis."""
-    target_jitter: float = 0.1
+    target_jitter: NotNegative = 0.1
     """Standard deviation of the point that a camera looks at, along each axis."""
-    roll_jitter: float = 1.0
+    roll_jitter: NotNegative = 1.0
     """Standard deviation of the roll in degrees."""
     even_azimuths: bool = True
     """Spread the azimuths of a step's views evenly, turned by a random angle, instead of drawing each by itself."""
-    eval_views: int = 30
+    eval_views: AtLeastOne = 30
     """Views of the fixed orbit."""
-    eval_elevation: float = 15.0
+    eval_elevation: Elevation = 15.0
     """Elevation of the fixed orbit in degrees."""
-    seed: int = 0
+    seed: Count = 0
     """Seed of the cameras; those of step n are the same in every run."""
 
-    def check(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            UserError: if a range does not ascend, or a number makes no camera.
-        """
-        limits = {"fov": (1.0, 170.0), "elevation": (-89.0, 89.0), "distance": (1e-3, math.inf)}
-        for name, (lowest, highest) in limits.items():
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Yield what does not fit the other options; see `check_options`."""
+        for name in ("fov", "elevation", "distance"):
             low, high = getattr(self, name)
-            if not lowest <= low <= high <= highest:
-                raise UserError(f"--pipeline.orbits.{name} {low} {high} must ascend between {lowest} and {highest}.")
-        if min(self.views, self.cells, self.eval_views) < 1:
-            raise UserError("--pipeline.orbits.views, .cells and .eval-views must be at least 1.")
+            if low > high:
+                yield name, "must ascend"
 
 
 @dataclass(frozen=True)
@@ -111,11 +109,7 @@ def evaluation_orbit(config: OrbitConfig, cell: float, device: str | torch.devic
         config: views and elevation.
         cell: pixels per cell, the VAE's spatial factor.
         device: where the cameras of the grid go.
-
-    Raises:
-        UserError: if a number of the configuration is out of its range.
     """
-    config.check()
     count = config.eval_views
     azimuths = 360.0 * np.arange(count) / count
     positions = np.mean(config.distance) * _directions(azimuths, np.full(count, config.eval_elevation))

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +15,15 @@ from lrf_nerfstudio.guidance.models import DiffusionModel
 from lrf_nerfstudio.utils.cache import TensorCache
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.files import cache_directory
+from lrf_nerfstudio.utils.options import Range
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 View = Literal["front", "side", "back", "overhead"]
 VIEWS: tuple[View, ...] = ("front", "side", "back", "overhead")
+Angle = Annotated[float, Range(least=0, most=180)]
+"""Between two directions, in degrees."""
 
 
 @dataclass
@@ -37,11 +40,11 @@ class PromptConfig:
     """Blend the prompts of neighboring views, and keep away from the prompts of views that the camera does not have
     (Perp-Neg). It counters objects with a face on every side and doubles the time of the U-Net. Needs
     `view_dependent`."""
-    front_angle: float = 45.0
+    front_angle: Angle = 45.0
     """Cameras within so many degrees of azimuth of the front see the front."""
-    back_angle: float = 45.0
+    back_angle: Angle = 45.0
     """Cameras within so many degrees of azimuth of the back see the back; those in between see a side."""
-    overhead_angle: float = 60.0
+    overhead_angle: Annotated[float, Range(least=0, most=90)] = 60.0
     """Cameras at a larger elevation, in degrees, see the object from overhead."""
 
     def check(self) -> None:

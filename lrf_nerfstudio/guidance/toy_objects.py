@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrf_nerfstudio.guidance.orbits import OrbitConfig, random_orbits
+from lrf_nerfstudio.guidance.orbits import OrbitConfig, OrbitViews, random_orbits
 from lrf_nerfstudio.guidance.prompts import PromptConfig, view_of
 from lrf_nerfstudio.synthetic.cameras import Cameras
 from lrf_nerfstudio.synthetic.geometry import Shape, Vec3
 from lrf_nerfstudio.synthetic.patterns import Pattern
-from lrf_nerfstudio.synthetic.raytracer import render
+from lrf_nerfstudio.synthetic.raytracer import Scene, cast_rays, render
 from lrf_nerfstudio.synthetic.scenes import Light, Material, Object, assemble, sun
 
 DARK, WHITE = (0.02, 0.02, 0.02), (0.9, 0.9, 0.9)
@@ -70,25 +70,51 @@ def render_views(config: OrbitConfig, views: int, cell: float) -> Iterator[View]
         config: where the cameras are, and the size of the pictures in cells.
         views: pictures of each object.
         cell: pixels per cell.
-
-    Raises:
-        UserError: if a number of the configuration is out of its range.
     """
-    config.check()
     rng = np.random.default_rng([config.seed, 1])
-    side = round(config.cells * cell)
     steps = -(-views * len(OBJECTS) // config.views)
     orbits = (random_orbits(config, step, cell) for step in range(steps))
     cameras = ((orbit, index) for orbit in orbits for index in range(config.views))
     for (orbit, index), thing in zip(cameras, itertools.cycle(OBJECTS)):
         red, green, blue = (0.7 * rng.uniform() + 0.3 * rng.uniform(size=3)).tolist()
-        background = Material(Pattern.PLAIN, [(red, green, blue)] * 4)
-        scene = assemble(_parts(thing), background, _LIGHT, seed=0)
-        pose = np.eye(4)
-        pose[:3] = orbit.poses[index].numpy()
-        image = render(scene, Cameras(pose[None], orbit.focals[index] * cell, side, side), 0, SAMPLES)
+        image = _picture(_scene(thing, (red, green, blue)), _camera(orbit, index))
         view = view_of(orbit.azimuths[index], orbit.elevations[index], PromptConfig())
-        yield View(torch.from_numpy(image).float() / 255.0, thing.name, f"{thing.name}, {view} view")
+        yield View(image, thing.name, f"{thing.name}, {view} view")
+
+
+def render_object(thing: ToyObject, orbit: OrbitViews) -> tuple[Tensor, Tensor]:
+    """Ray-trace an object before white from B cameras.
+
+    Returns:
+        Pictures [B, H, W, 3], RGB in [0, 1], and silhouettes [B, H, W], True where a pixel's center is the object's.
+    """
+    scene = _scene(thing, (1.0, 1.0, 1.0))
+    cameras = [_camera(orbit, index) for index in range(len(orbit.poses))]
+    pictures = torch.stack([_picture(scene, camera) for camera in cameras])
+    return pictures, torch.stack([_silhouette(scene, camera) for camera in cameras])
+
+
+def _camera(orbit: OrbitViews, index: int) -> Cameras:
+    pose = np.eye(4)
+    pose[:3] = orbit.poses[index].numpy()
+    grid = orbit.camera
+    return Cameras(pose[None], orbit.focals[index] * grid.cell, grid.height, grid.width)
+
+
+def _scene(thing: ToyObject, background: Vec3) -> Scene:
+    return assemble(_parts(thing), Material(Pattern.PLAIN, [background] * 4), _LIGHT, seed=0)
+
+
+def _picture(scene: Scene, camera: Cameras) -> Tensor:
+    return torch.from_numpy(render(scene, camera, 0, SAMPLES)).float() / 255.0
+
+
+def _silhouette(scene: Scene, camera: Cameras) -> Tensor:
+    lines, columns = np.indices((camera.height, camera.width))
+    pixels = np.stack([columns.ravel(), lines.ravel()], axis=-1) + 0.5
+    _, objects = cast_rays(scene, *camera.rays(0, pixels))
+    inside = objects != len(scene.geometry.shapes) - 1  # the last is the background
+    return torch.from_numpy(inside).view(camera.height, camera.width)
 
 
 def _parts(thing: ToyObject) -> list[Object]:

@@ -70,7 +70,6 @@ class DreamSplatPipeline(LatentPipeline):
         self._steps = 1  # of the run, until `prepare_training`
         if test_mode == "val":  # what is wrong with the prompt or the model is said before anything is loaded
             prompts_of(config).check()
-            config.guidance.check()
             config.diffusion.setup()
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
 
@@ -81,9 +80,9 @@ class DreamSplatPipeline(LatentPipeline):
         return model
 
     def setup_datamanager(self, vae: VAE, device: str | torch.device, **options: Any) -> OrbitDatamanager:
-        return self.config.datamanager.setup(
-            device=device, orbits=self.config.orbits, cell=vae.spatial_factor, **options
-        )
+        config = self.config.datamanager
+        config.orbits, config.cell = self.config.orbits, vae.spatial_factor
+        return config.setup(device=device, **options)
 
     def initial_state(self, vae: VAE) -> dict[str, Any]:
         """Load what guides; the field starts in the scaled latents of the VAE."""

@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
-from nerfstudio.data.datamanagers.base_datamanager import DataManager, DataManagerConfig
+from nerfstudio.data.datamanagers.base_datamanager import DataManager
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
 from nerfstudio.data.datamanagers.random_cameras_datamanager import RandomCamerasDataManager
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
@@ -22,11 +24,31 @@ from lrf_nerfstudio.utils.errors import UserError
 
 
 @dataclass
-class OrbitDatamanagerConfig(DataManagerConfig):
-    """Configuration of cameras without photographs; where they are is in the pipeline's `orbits`."""
+class OrbitDatamanagerConfig(FullImageDatamanagerConfig):
+    """Configuration of cameras without photographs; where they are is in the pipeline's `orbits`.
+
+    `FullImageDatamanagerConfig` is a base in name only: `ns-render dataset` refuses most others, and makes another
+    datamanager from the configuration alone.
+    """
 
     _target: type = field(default_factory=lambda: OrbitDatamanager)
+    orbits: Suppress[OrbitConfig] = field(default_factory=OrbitConfig)
+    """Where the cameras are, which the pipeline fills in."""
+    cell: Suppress[float] = 1.0
+    """Pixels per cell of the grid, the VAE's spatial factor, which the pipeline fills in."""
+    # There are no photographs.
     data: Suppress[Path | None] = None
+    dataparser: Suppress[NerfstudioDataParserConfig] = field(default_factory=NerfstudioDataParserConfig)
+    camera_res_scale_factor: Suppress[float] = 1.0
+    eval_num_images_to_sample_from: Suppress[int] = -1
+    eval_num_times_to_repeat_images: Suppress[int] = -1
+    eval_image_indices: Suppress[tuple[int, ...] | None] = (0,)
+    cache_images: Suppress[Literal["cpu", "gpu"]] = "cpu"
+    cache_images_type: Suppress[Literal["uint8", "float32"]] = "float32"
+    max_thread_workers: Suppress[int | None] = None
+    train_cameras_sampling_strategy: Suppress[Literal["random", "fps"]] = "random"
+    train_cameras_sampling_seed: Suppress[int] = 42
+    fps_reset_every: Suppress[int] = 100
     masks_on_gpu: Suppress[bool] = False
     images_on_gpu: Suppress[bool] = False
 
@@ -60,11 +82,9 @@ class OrbitDatamanager(RandomCamerasDataManager):
     `RandomCamerasDataManager` is a base in name only: `ns-render spiral` refuses most others.
 
     Args:
-        config: none of its options matters.
+        config: where the cameras are, and the size of a cell.
         device: where the cameras of the grid go.
         test_mode: as in nerfstudio.
-        orbits: where the cameras are.
-        cell: pixels per cell of the grid, the VAE's spatial factor.
     """
 
     config: OrbitDatamanagerConfig
@@ -76,21 +96,19 @@ class OrbitDatamanager(RandomCamerasDataManager):
         test_mode: Literal["test", "val", "inference"] = "val",
         world_size: int = 1,
         local_rank: int = 0,
-        *,
-        orbits: OrbitConfig,
-        cell: float,
         **kwargs: Any,
     ) -> None:
         if config.data is not None:
             raise UserError(f"Text to 3D takes no photographs: leave out --data {config.data}.")
+        if config.dataparser.downscale_factor is not None:  # an option of ns-render
+            raise UserError("There are no photographs whose size could be scaled: leave out --downscale-factor.")
         self.config = config
         self.device = device
         self.world_size = world_size
         self.local_rank = local_rank
         self.test_mode = test_mode
         self.test_split = "val" if test_mode == "val" else "test"
-        self.orbits, self.cell = orbits, cell
-        self.orbit = evaluation_orbit(orbits, cell, device)
+        self.orbit = evaluation_orbit(config.orbits, config.cell, device)
         self.train_dataset = self.eval_dataset = OrbitDataset(nerfstudio_cameras(self.orbit))
         self.train_dataparser_outputs: DataparserOutputs = self.eval_dataset._dataparser_outputs
         DataManager.__init__(self)
@@ -111,7 +129,7 @@ class OrbitDatamanager(RandomCamerasDataManager):
         Returns:
             B cameras, and their `azimuths` and `elevations`, B angles in degrees each.
         """
-        views = random_orbits(self.orbits, step, self.cell, self.device)
+        views = random_orbits(self.config.orbits, step, self.config.cell, self.device)
         return views.camera, {"azimuths": views.azimuths, "elevations": views.elevations}
 
     def next_eval(self, step: int) -> tuple[GridCamera, dict[str, Any]]:
@@ -134,7 +152,7 @@ class OrbitDatamanager(RandomCamerasDataManager):
 
     def get_train_rays_per_batch(self) -> int:
         """Pixels of a step's pictures: nerfstudio divides by the step's time to show a speed."""
-        return self.orbits.views * self.orbit.camera.height * self.orbit.camera.width
+        return self.config.orbits.views * self.orbit.camera.height * self.orbit.camera.width
 
 
 class FixedOrbit:

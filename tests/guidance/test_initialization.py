@@ -91,9 +91,3 @@ def test_files_without_points_are_refused(tmp_path, name, write, message):
         load_points(path)
     assert str(path) in str(error.value)
     assert "initialization.points" in str(error.value)
-
-
-@pytest.mark.parametrize("options", [{"count": 3}, {"radius": 0.0}, {"opacity": 1.0}, {"feature_std": -1.0}])
-def test_impossible_numbers_are_refused(options):
-    with pytest.raises(UserError, match="initialization"):
-        InitializationConfig(**options).check()

@@ -7,6 +7,7 @@ import torch
 
 from lrf_nerfstudio.guidance import OrbitConfig, evaluation_orbit, random_orbits
 from lrf_nerfstudio.utils.errors import UserError
+from lrf_nerfstudio.utils.options import check_options
 
 CALM = {"position_jitter": 0.0, "target_jitter": 0.0, "roll_jitter": 0.0}
 
@@ -93,8 +94,12 @@ def test_the_fixed_orbit_is_one_turn_from_the_front():
 
 @pytest.mark.parametrize(
     ("options", "name"),
-    [({"fov": (70.0, 40.0)}, "fov"), ({"elevation": (0.0, 90.0)}, "elevation"), ({"distance": (0.0, 1.0)}, "distance")],
+    [
+        ({"fov": (70.0, 40.0)}, "fov"),
+        ({"elevation": (20.0, 10.0)}, "elevation"),
+        ({"distance": (2.0, 1.0)}, "distance"),
+    ],
 )
 def test_impossible_ranges_are_refused(options, name):
-    with pytest.raises(UserError, match=name):
-        OrbitConfig(**options).check()
+    with pytest.raises(UserError, match=f"^--{name} must ascend"):
+        check_options(OrbitConfig(**options))

@@ -221,6 +221,12 @@ def test_commands(trained, forked, tmp_path):
     forked("ns-render", "interpolate", *config, "--output-path", path, "--interpolation-steps", 1, *images).check()
     with Image.open(sorted(path.iterdir())[0]) as picture:
         assert picture.size == (128, 128)
+    path = tmp_path / "orbit"
+    forked("ns-render", "dataset", *config, "--output-path", path, "--image-format", "png").check()
+    with Image.open(path / "test" / "rgb" / "view_0003.png") as picture:
+        assert picture.size == (128, 128)
+    finished = forked("ns-render", "dataset", *config, "--output-path", path, "--downscale-factor", 2)
+    assert "leave out --downscale-factor" in finished.message
     results, seen = tmp_path / "eval.json", tmp_path / "seen"
     forked("ns-eval", *config, "--output-path", results, "--render-output-path", seen).check()
     assert {"raster_seconds", "decode_seconds"} <= set(json.loads(results.read_text())["results"])
@@ -308,8 +314,6 @@ def empty_ply(folder: Path) -> Path:
         ({"prompt": " "}, "There is no prompt"),
         ({"vae__source": "lrf-f4c4"}, "cells are 8 pixels wide, not 4"),
         ({"diffusion__source": "nobody/nothing"}, "neither on this machine"),
-        ({"guidance": GuidanceConfig(ism_steps=0)}, "--pipeline.guidance.ism-steps"),
-        ({"orbits": OrbitConfig(cells=0)}, "--pipeline.orbits"),
         ({"datamanager": OrbitDatamanagerConfig(data=Path("photographs"))}, "leave out --data"),
         ({"initialization__points": empty_ply}, "at least 4 points"),
     ],
