@@ -56,6 +56,19 @@ class Shown(NamedTuple):
     """[B, H, W], True where the object is."""
 
 
+class Row(NamedTuple):
+    """A line of the table."""
+
+    prompt: str
+    """Of the run."""
+    likeness: dict[str, float]
+    """Of the run to each of the ten objects."""
+
+    def most_like(self) -> str:
+        """Return the name of the object that the run is most like."""
+        return max(self.likeness, key=self.likeness.__getitem__)
+
+
 @torch.no_grad()
 def show(pipeline: "DreamSplatPipeline", orbit: OrbitViews) -> Shown:
     """Render a run; the result is on the CPU."""
@@ -112,18 +125,19 @@ def main(options: PromptConfusion) -> None:
     if not options.load_config:
         raise UserError("There is nothing to compare: give --load-config one run or more.")
     make_folder(options.output, "--output")
-    rows, pictures = [], []
+    rows, pictures = list[Row](), []
     for prompt, scores, shown in compare(options.load_config, options.views):
-        rows.append({"prompt": prompt, "likeness": dict(zip(NAMES, scores, strict=True))})
+        rows.append(Row(prompt, dict(zip(NAMES, scores, strict=True))))
         pictures.append(torch.cat(list(shown), dim=1).permute(2, 0, 1))
-    right = [row["prompt"] == max(NAMES, key=row["likeness"].__getitem__) for row in rows]
-    write_atomically(options.output / "confusion.json", (json.dumps(rows, indent=2) + "\n").encode(), "--output")
+    content = json.dumps([row._asdict() for row in rows], indent=2) + "\n"
+    write_atomically(options.output / "confusion.json", content.encode(), "--output")
     with replacing(options.output / "orbits.png", "--output") as stream:
         save_image(torch.cat(pictures, dim=1), stream, format="png")
     table = Table("run", *(name.split(" ", 1)[1] for name in NAMES))
     for row in rows:
-        best = max(row["likeness"].values())
-        cells = [f"[bold]{value:.2f}[/bold]" if value == best else f"{value:.2f}" for value in row["likeness"].values()]
-        table.add_row(row["prompt"], *cells)
+        cells = {name: f"{value:.2f}" for name, value in row.likeness.items()}
+        cells[row.most_like()] = f"[bold]{cells[row.most_like()]}[/bold]"
+        table.add_row(row.prompt, *cells.values())
     Console().print(table)
-    print(f"{sum(right)} of {len(right)} runs look most like the object of their own prompt.")
+    right = sum(row.most_like() == row.prompt for row in rows)
+    print(f"{right} of {len(rows)} runs look most like the object of their own prompt.")

@@ -51,13 +51,13 @@ class ToyDiffusionConfig:
     checkpoint, the latents, and a picture of samples."""
     vae: str
     """The autoencoder in whose latent space the model works: a source as for --pipeline.vae.source."""
-    steps: AtLeastOne = 3000
+    steps: AtLeastOne = 1500
     """Number of optimizer steps."""
-    batch_size: AtLeastOne = 16
+    batch_size: AtLeastOne = 8
     """Latents per step."""
-    learning_rate: Positive = 4e-4
+    learning_rate: Positive = 8e-4
     """Largest learning rate of Adam; it rises over at most 100 steps and falls along a cosine."""
-    ema_decay: Annotated[float, Range(least=0, below=1)] = 0.998
+    ema_decay: Annotated[float, Range(least=0, below=1)] = 0.995
     """Decay of the moving average of the weights, which is what is written."""
     channels: tuple[AtLeastOne, ...] = (48, 80, 128)
     """Channels of the U-Net at each resolution, the full one first; multiples of 16."""

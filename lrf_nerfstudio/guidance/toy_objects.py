@@ -83,7 +83,7 @@ def render_views(config: OrbitConfig, views: int, cell: float) -> Iterator[View]
 
 
 def render_object(thing: ToyObject, orbit: OrbitViews) -> tuple[Tensor, Tensor]:
-    """Ray-trace an object before white from B cameras.
+    """Ray-trace an object from B cameras, before white, of which the tone curve makes a light gray.
 
     Returns:
         Pictures [B, H, W, 3], RGB in [0, 1], and silhouettes [B, H, W], True where a pixel's center is the object's.

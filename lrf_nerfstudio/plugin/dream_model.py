@@ -34,13 +34,13 @@ class DreamSplatModelConfig(LatentSplatfactoModelConfig):
             stop=0.8,
             refinements=30,
             mcmc_noise=1e4,
-            mcmc_opacity_weight=0.1,
-            mcmc_scale_weight=1.0,
+            mcmc_opacity_weight=0.01,
+            mcmc_scale_weight=0.1,
         )
     )
     """How Gaussians are added and removed. The gradients of a diffusion model are mostly noise, so their size says
     little about where Gaussians are needed: mcmc goes by opacity alone, and its two weights regularize opacities and
-    scales."""
+    scales. Where the guidance is weak, larger weights make the object vanish."""
     clip: str = "openai/clip-vit-base-patch16"
     """The CLIP model, a folder or a Hugging Face id, by which ns-eval measures how well the pictures fit the prompt.
     It is never downloaded: where it is not on this machine the score is left out."""
