@@ -2,7 +2,7 @@
 
 It stands in for Stable Diffusion where that cannot be had, and knows "a red cube", "a green cube", "a blue ball",
 "a yellow ball", "an orange cylinder", "a purple cylinder", "a cyan ring", "a pink ring", "a white vase" and
-"a black vase". About an hour on two cores.
+"a black vase". Less than an hour on two cores.
 
 Example: `lrf toy-diffusion --vae lrf-f4c4 --output toy`, then `ns-train latent-dreamsplat
 --prompt "a red cube" --pipeline.diffusion.source toy --pipeline.vae.source lrf-f4c4`.
