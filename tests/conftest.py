@@ -25,7 +25,14 @@ def pytest_configure() -> None:
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1"
 
 
+SLOW_FIXTURES = {"trained", "forked", "browser"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
     for marker, missing in (("cuda", _missing_cuda), ("realdata", _missing_data), ("browser", _missing_browser)):
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and (reason := missing()):

@@ -159,7 +159,9 @@ class LatentTrainer(Trainer):
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             if self.device == "cpu" and self.pipeline.is_light(step):
                 stack.enter_context(single_threaded())
-            return super().train_iteration(step)
+            loss, losses, metrics = super().train_iteration(step)
+        # nerfstudio logs them as numbers, and PyTorch warns where those come from tensors with a graph.
+        return loss.detach(), _detached(losses), _detached(metrics)
 
     @exit_on_user_error()
     def eval_iteration(self, step: int) -> None:
@@ -233,6 +235,11 @@ class LatentTrainer(Trainer):
             for older in self.checkpoint_dir.glob("step-*.ckpt"):
                 if older != path:
                     older.unlink()
+
+
+def _detached(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values without the graphs that they come from."""
+    return {name: value.detach() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
 
 @contextmanager
