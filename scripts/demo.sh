@@ -10,7 +10,8 @@ folder="$(cd "$folder" && pwd)"
 scene="$folder/scene"
 run="$folder/outputs/demo/latent-splatfacto/run"
 
-export PYTHONWARNINGS="ignore::FutureWarning,ignore::UserWarning" # libraries about their own code
+# What nerfstudio's commands say of their own code before they load plugins.
+export PYTHONWARNINGS='ignore:`torch.jit.script` is deprecated:FutureWarning,ignore:`torch.cuda.amp.custom_:FutureWarning'
 
 step() { printf '\n== %s\n' "$*"; }
 
