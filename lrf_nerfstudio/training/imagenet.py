@@ -10,6 +10,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
+from lrf_nerfstudio.utils.deprecations import no_jit_warning
 from lrf_nerfstudio.utils.errors import UserError
 
 STAGES = 4
@@ -69,7 +70,8 @@ class _Loaded:
 
 
 def _load(name: str, download: bool) -> _Loaded:
-    import timm
+    with no_jit_warning():
+        import timm
     import torchvision
 
     if timm.is_model(name):

@@ -21,6 +21,8 @@ from lrf_nerfstudio.plugin.pipeline import LatentPipeline
 from lrf_nerfstudio.plugin.trainer import find_checkpoint, load_checkpoint
 from lrf_nerfstudio.utils import cli
 
+pytestmark = pytest.mark.slow
+
 METHODS = ["tiny, the scene's decoder", "tiny", "RGB at 1/8, enlarged", "RGB"]
 
 

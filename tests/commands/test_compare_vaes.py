@@ -17,6 +17,8 @@ from lrf_nerfstudio.training.data.scene_pairs import ScenePairs
 from lrf_nerfstudio.utils import cli
 from lrf_nerfstudio.vae import VAEConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory) -> list[Path]:

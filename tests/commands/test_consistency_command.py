@@ -10,6 +10,8 @@ from PIL import Image
 from lrf_nerfstudio.commands import consistency
 from lrf_nerfstudio.utils.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def configs(floor_scene, tiny_vae, tmp_path_factory):

@@ -17,6 +17,8 @@ from lrf_nerfstudio.synthetic.raytracer import render
 from lrf_nerfstudio.utils.cli import run
 from lrf_nerfstudio.utils.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SIZE = (240, 320)
 FOCAL = 1.3 * 320
 

@@ -19,6 +19,8 @@ from lrf_nerfstudio.guidance import (
     random_orbits,
 )
 
+pytestmark = pytest.mark.slow
+
 STEPS = 300
 ORBITS = OrbitConfig(views=4, cells=16, distance=(1.6, 2.0), eval_views=8)
 BACKGROUND = torch.tensor([0.3, -0.5, 0.2, 0.1])

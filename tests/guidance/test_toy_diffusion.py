@@ -29,6 +29,8 @@ from lrf_nerfstudio.guidance.toy_objects import OBJECTS, render_views
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAEConfig
 
+pytestmark = pytest.mark.slow
+
 CALM = OrbitConfig(cells=8, position_jitter=0.0, target_jitter=0.0, roll_jitter=0.0)
 
 

@@ -10,6 +10,8 @@ from commands import Finished, run
 from PIL import Image
 from tiny_scenes import Lens, edit_transforms, write_colmap_scene, write_scene
 
+pytestmark = pytest.mark.slow
+
 
 def ns_train(forked, data: Path, vae: object, output: Path, *more: object, **options) -> Finished:
     return forked(

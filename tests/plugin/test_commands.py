@@ -23,6 +23,8 @@ from lrf_nerfstudio.field.latent_field import LatentField
 from lrf_nerfstudio.plugin.cameras import grid_camera
 from lrf_nerfstudio.plugin.pipeline import LatentPipeline
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pipeline(trained) -> LatentPipeline:

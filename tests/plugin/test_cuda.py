@@ -23,6 +23,8 @@ from lrf_nerfstudio.plugin.trainer import LatentTrainer, LatentTrainerConfig
 from lrf_nerfstudio.splatting.strategies import DensificationConfig
 from lrf_nerfstudio.utils.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def gpu(fake_gsplat):

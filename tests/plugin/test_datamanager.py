@@ -14,6 +14,8 @@ from tiny_scenes import Lens, write_scene
 from lrf_nerfstudio.splatting.strategies import DensificationConfig
 from lrf_nerfstudio.vae import VAEConfig, downsample_mask
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def cached(tmp_path):

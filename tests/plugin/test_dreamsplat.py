@@ -32,6 +32,8 @@ from lrf_nerfstudio.plugin.export import exported_field
 from lrf_nerfstudio.plugin.orbit_datamanager import OrbitDatamanagerConfig
 from lrf_nerfstudio.splatting.strategies import DensificationConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def diffusion(tmp_path_factory) -> Path:

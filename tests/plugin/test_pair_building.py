@@ -25,6 +25,8 @@ from lrf_nerfstudio.utils.cli import run
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAE, VAEConfig
 
+pytestmark = pytest.mark.slow
+
 RUN = Path("field", "latent-splatfacto", "run")
 
 

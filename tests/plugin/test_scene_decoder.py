@@ -26,6 +26,8 @@ from lrf_nerfstudio.splatting.strategies import DensificationConfig
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAEConfig
 
+pytestmark = pytest.mark.slow
+
 KEPT = DensificationConfig(gradient_threshold=1e9, opacity_threshold=1e-6)
 """No Gaussian is added or removed."""
 

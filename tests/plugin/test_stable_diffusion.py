@@ -3,11 +3,14 @@
 The weights are random and as many as in the real files.
 """
 
+import pytest
 import torch
 import yaml
 from commands import run
 from latent_diffusion import ldm_layout, stable_diffusion_autoencoder
 from tiny_scenes import write_scene
+
+pytestmark = pytest.mark.slow
 
 STEPS = ("--max-num-iterations", 3, "--vis", "tensorboard", "--timestamp", "run")
 

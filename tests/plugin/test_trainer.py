@@ -18,6 +18,8 @@ from tiny_vaes import make_vae
 
 from lrf_nerfstudio.splatting.strategies import DensificationConfig
 
+pytestmark = pytest.mark.slow
+
 GROWING = {"start": 0.1, "stop": 1.0, "gradient_threshold": 1e-7, "max_gaussians": 500, "opacity_resets": 1}
 """Options of densification under which Gaussians are added, removed and reset all through a run."""
 

@@ -23,6 +23,8 @@ from lrf_nerfstudio.training import loop
 from lrf_nerfstudio.training.loop import Trainer
 from lrf_nerfstudio.training.task import Task
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def on_fake_cuda(monkeypatch):

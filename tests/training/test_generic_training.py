@@ -13,6 +13,8 @@ from lrf_nerfstudio.training.generic_decoder import GenericDecoder
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAEConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=[(4, 2), (2, 4)], ids=["cells of 4 pixels", "of 2"])
 def kind(request, tmp_path_factory) -> tuple[str, int, Path]:

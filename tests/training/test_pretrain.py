@@ -26,6 +26,8 @@ from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.utils.options import check_options
 from lrf_nerfstudio.vae import VAEConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config(tmp_path, photographs) -> PretrainConfig:

@@ -22,6 +22,8 @@ from lrf_nerfstudio.training.data.scene_pairs import (
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAEConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> str:

@@ -19,6 +19,8 @@ from lrf_nerfstudio.utils.cli import run
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAEConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory) -> SceneCorrespondences:

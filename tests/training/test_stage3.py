@@ -11,6 +11,8 @@ from lrf_nerfstudio.training.stage3 import Stage3
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAEConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", params=["tiny", "kl"])
 def vae(request, tmp_path_factory) -> str:
