@@ -158,6 +158,7 @@ def parse(line: str) -> Any:
     return tyro.cli(get_type_hints(function_of(name))[parameter], args=rest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("line", "page"), DOCUMENTED, ids=[f"{page}: {line[:60]}" for line, page in DOCUMENTED])
 def test_commands_can_be_typed(line: str, page: str) -> None:
     words = arguments_of(line)

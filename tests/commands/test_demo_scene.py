@@ -14,6 +14,8 @@ from lrf_nerfstudio.correspondence import load_scene
 from lrf_nerfstudio.plugin.dataparser import NerfstudioParser
 from lrf_nerfstudio.utils.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def parse(scene: Path, split: str) -> DataparserOutputs:
     parser = NerfstudioParser(NerfstudioDataParserConfig(data=scene, load_3D_points=True))

@@ -13,6 +13,8 @@ from lrf_nerfstudio.commands import measure_latents
 from lrf_nerfstudio.utils import cli
 from lrf_nerfstudio.vae import VAEConfig
 
+pytestmark = pytest.mark.slow
+
 KEYS = [
     "vae",
     "scene",

@@ -8,8 +8,6 @@ from tiny_scenes import Lens, write_scene
 from lrf_nerfstudio.commands import psnr_over_time
 from lrf_nerfstudio.utils import cli
 
-pytestmark = pytest.mark.slow
-
 
 def run(*arguments: object) -> None:
     cli.run(psnr_over_time.main, [*map(str, arguments)])

@@ -9,8 +9,6 @@ from lrf_nerfstudio.commands.make_training_scenes import TrainingScenes
 from lrf_nerfstudio.synthetic.random_scenes import random_scene
 from lrf_nerfstudio.utils.errors import UserError
 
-pytestmark = pytest.mark.slow
-
 
 def make(folder: Path, **options: object) -> Path:
     settings = {"views": 9, "size": (24, 32), "samples": 1, "points": 50, "count": 3} | options

@@ -6,7 +6,7 @@ import pytest
 from lrf_nerfstudio.correspondence import CorrespondenceConfig, Scene, find_correspondences, load_scene
 from lrf_nerfstudio.correspondence.epipolar import fundamental_matrix, pinhole_matrix, sampson_distance, undistort
 
-pytestmark = pytest.mark.realdata
+pytestmark = [pytest.mark.realdata, pytest.mark.slow]
 
 
 def distances(scene, pair):

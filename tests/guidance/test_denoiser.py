@@ -9,6 +9,8 @@ from tiny_diffusion import make_unet
 from lrf_nerfstudio.guidance import GuidanceConfig, PromptConfig, ScoreGuidance, UNetDenoiser, ViewPrompts
 from lrf_nerfstudio.guidance.orbits import OrbitConfig, random_orbits
 
+pytestmark = pytest.mark.slow
+
 ALPHAS = stable_diffusion_schedule()
 
 

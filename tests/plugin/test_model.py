@@ -21,8 +21,6 @@ from lrf_nerfstudio.splatting import Gaussians, RasterSettings, rasterize
 from lrf_nerfstudio.splatting.strategies import DensificationConfig
 from lrf_nerfstudio.utils.errors import UserError
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def pipeline(floor_scene, tiny_vae, device):

@@ -37,7 +37,7 @@ from tiny_scenes import look_at_origin
 from lrf_nerfstudio.plugin.model import LatentSplatfactoModel
 from lrf_nerfstudio.plugin.pipeline import LatentPipeline
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 TIMEOUT = 120
 """Seconds after which something that takes one on an idle machine will not happen any more."""

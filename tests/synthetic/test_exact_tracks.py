@@ -20,8 +20,6 @@ from lrf_nerfstudio.synthetic.random_scenes import random_scene
 from lrf_nerfstudio.synthetic.raytracer import Scene, cast_rays, render
 from lrf_nerfstudio.synthetic.scenes import Light, Material, Object, assemble
 
-pytestmark = pytest.mark.slow
-
 CENTER, HALF = np.array([0.0, 0.0, 0.5]), np.array([0.5, 0.3, 0.4])
 
 

@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from lrf_nerfstudio.utils.cache import TensorCache, content_hash
 from lrf_nerfstudio.utils.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 def entry(number):
     return {"values": torch.arange(20.0).reshape(4, 5) + number, "flags": torch.tensor([True, bool(number)])}

@@ -8,6 +8,8 @@ from tiny_autoencoders import tiny_kl, tiny_taesd
 from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAE, VAEConfig, latent_size, pad_to_multiple
 
+pytestmark = pytest.mark.slow
+
 
 def test_importing_costs_neither_diffusers_nor_numba():
     code = "import sys, lrf_nerfstudio.vae; print([m for m in ('diffusers', 'cv2', 'nerfstudio') if m in sys.modules])"

@@ -15,6 +15,8 @@ from lrf_nerfstudio.utils.errors import UserError
 from lrf_nerfstudio.vae import VAE, VAEConfig
 from lrf_nerfstudio.vae.sources import asset_names
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=[{}, {"layers_per_block": 2, "use_quant_conv": False, "use_post_quant_conv": False}])
 def kl(request):

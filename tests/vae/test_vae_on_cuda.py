@@ -13,6 +13,8 @@ from lrf_nerfstudio.vae import VAE, FieldNormalization, LatentCache, LinearRGB, 
 from lrf_nerfstudio.vae.identity import IdentityAutoencoder
 from lrf_nerfstudio.vae.sources import load_autoencoder
 
+pytestmark = pytest.mark.slow
+
 AUTOENCODERS = {
     "kl": tiny_kl,
     "tiny": tiny_taesd,
