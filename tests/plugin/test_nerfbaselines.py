@@ -21,6 +21,8 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from lrf_nerfstudio.plugin import nerfbaselines_spec
 from lrf_nerfstudio.plugin.nerfbaselines_method import LatentSplatfacto, overridden, write_dataset
 
+pytestmark = pytest.mark.slow
+
 STEPS = 16
 
 
