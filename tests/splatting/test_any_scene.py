@@ -15,6 +15,8 @@ from lrf_nerfstudio.splatting.reference import project_reference, rasterize_refe
 SETTINGS = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow], database=None
 )
+MOST_ELONGATED = 1e5
+"""Ratio of a projected Gaussian's variances beyond which float32 does not give its gradients."""
 NAMES = ("means", "quats", "scales", "opacities", "features", "features_rest")
 
 
@@ -77,7 +79,7 @@ def scenes(draw: st.DrawFn) -> AnyScene:
 
 
 def decided(scene: AnyScene) -> tuple[AnyScene, Tensor]:
-    """Leave out what rounding decides: Gaussians at the border of culling, and pixels with an alpha at a threshold.
+    """Leave out what rounding decides: needles, Gaussians at the border of culling, pixels with an alpha at a threshold.
 
     Returns:
         The scene without such Gaussians, and a mask [B, H, W] of the other pixels.
@@ -91,7 +93,8 @@ def decided(scene: AnyScene) -> tuple[AnyScene, Tensor]:
         )
         projected.append((means2d, covariances, depths, compensations, radii))
         # The radius is rounded up; a pixel more or less of it decides at the border of the grid.
-        largest = torch.linalg.eigvalsh(covariances).amax(dim=-1).clamp_min(0)
+        smallest, largest = torch.linalg.eigvalsh(covariances).clamp_min(0).unbind(dim=-1)
+        kept &= largest <= MOST_ELONGATED * smallest
         exact, edge = 3 * largest.sqrt(), 1e-3
         size = torch.tensor([scene.settings.width, scene.settings.height], dtype=torch.float64)
         for radius in (exact.floor() - 1, exact.ceil() + 1):
