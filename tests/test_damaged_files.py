@@ -3,6 +3,8 @@
 import pytest
 from reader_fuzzing import READERS, fuzz
 
+pytestmark = pytest.mark.slow
+
 MUTATIONS = 14
 
 

@@ -14,6 +14,8 @@ from tiny_scenes import look_at_origin
 
 from lrf_nerfstudio.plugin.model import LatentSplatfactoModel
 
+pytestmark = pytest.mark.slow
+
 
 class Interrupted(RenderStateMachine):
     """A render thread that is stopped at every so-manieth line of Python of a picture in turn."""

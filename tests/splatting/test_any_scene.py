@@ -79,7 +79,7 @@ def scenes(draw: st.DrawFn) -> AnyScene:
 
 
 def decided(scene: AnyScene) -> tuple[AnyScene, Tensor]:
-    """Leave out what rounding decides: needles, Gaussians at the border of culling, pixels with an alpha at a threshold.
+    """Leave out what rounding decides: needles, Gaussians at the border of culling, alphas at a threshold.
 
     Returns:
         The scene without such Gaussians, and a mask [B, H, W] of the other pixels.
