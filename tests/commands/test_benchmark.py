@@ -108,7 +108,8 @@ def test_a_table_of_all_methods_also_after_a_kill(data, tiny_vae, tmp_path, monk
 
     # Nothing of the scenes stays in memory.
     gc.collect()
-    assert not [each for each in gc.get_objects() if isinstance(each, LatentPipeline)]
+    # A proxy of what is gone already raises where it is asked for its class.
+    assert not [each for each in gc.get_objects() if issubclass(type(each), LatentPipeline)]
 
     # nerfstudio's own harness gives the same numbers, to the last digit of the table.
     for row in rows[:4]:
