@@ -8,5 +8,6 @@ from lrf_nerfstudio.utils.deprecations import no_jit_warning
 # last, so they have warned of their own imports by now.
 warnings.filterwarnings("ignore", r"`torch\.cuda\.amp\.", FutureWarning, r"nerfstudio\.")
 warnings.filterwarnings("ignore", r"Using torch\.cross without", UserWarning, r"nerfstudio\.cameras\.camera_utils")
+warnings.filterwarnings("ignore", "To copy construct from a tensor", UserWarning, r"nerfstudio\.cameras\.camera_utils")
 with no_jit_warning():
     import nerfstudio.cameras.camera_utils  # noqa: F401
